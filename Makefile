@@ -50,7 +50,7 @@ clean:
 
 # The stamp is older than what it depends on: install again. An environment that was left half-made is made anew.
 $(READY): pyproject.toml constraints.txt
-	@$(or $(PYTHON),false) -c $(NEWER) || { echo "Python 3.11 or newer is needed; found: `python3 --version 2>&1`."; \
+	@$(or $(PYTHON),false) -c $(NEWER) || { echo "Python 3.11 or newer is needed; found: `$(or $(PYTHON),python3) --version 2>&1`."; \
 	    echo "If you have one elsewhere: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) lacks its venv module."; \
 	    echo "On Debian and Ubuntu: sudo apt install python3-venv (python3.12-venv for python3.12)"; exit 1; }
