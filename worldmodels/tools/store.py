@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'FORMAT', 'CHUNK', 'ZSTD', 'FACTS', 'Episode', 'check_episode', 'sync_folder', 'replacing', 'remove_orphans',
-           'regroup', 'write_part', 'refusing_damage', 'Part', 'open_part', 'read_chunk', 'read_episodes',
+           'regroup', 'write_part', 'refusing_damage', 'Part', 'check_part', 'open_part', 'read_chunk', 'read_episodes',
            'held_out_serials', 'usable_rows', 'shuffled', 'deal', 'estimate_bytes', 'require_space', 'refuse_other',
            'store_facts', 'check_appended', 'StoreFolder', 'RolloutStore']
 
@@ -68,8 +68,8 @@ def check_episode(ep: Episode) -> None:
         array = getattr(ep, name)
         if len(array) != steps:
             raise ValueError(f"Episode.{name} must have one entry for each of {steps} actions, got {len(array)}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"Episode.{name} has a value that is not finite at step {np.argmin(np.isfinite(array))}")
+        if len(wrong := np.argwhere(~np.isfinite(array))):
+            raise ValueError(f"Episode.{name} has a value that is not finite at step {wrong[0, 0]}")
     if (ep.terminated | ep.truncated)[:-1].any():
         raise ValueError("Episode goes on after terminated or truncated: one of two episodes' steps must be cut off")
 
@@ -151,9 +151,9 @@ def refusing_damage(path: Path) -> Iterator[None]:
     """Turn whatever zipfile, Zarr or zstd raise about broken bytes into a `ValueError` that names the part."""
     try:
         yield
-    except (FileNotFoundError, PermissionError):
-        raise
     except Exception as e:
+        if isinstance(e, PermissionError) or not path.exists():
+            raise
         raise ValueError(f"{path} is damaged, or no part of a store ({type(e).__name__}: {e}). Restore it from a copy, or delete it "
                          "to go on without its episodes") from e
 
@@ -162,7 +162,7 @@ def refusing_damage(path: Path) -> Iterator[None]:
 class Part:
     """What opening a part keeps in memory: a few numbers an episode, and where the chunks of frames lie in the file."""
     path: Path
-    facts: dict  # format, env_id, size, action_dim
+    facts: dict  # FACTS and their values
     serial: int  # how many episodes the store had when the part was appended
     sources: list[str]
     seeds: np.ndarray  # (n,)
@@ -175,25 +175,34 @@ class Part:
 FACTS = ("format", "env_id", "size", "action_dim")
 
 
+def check_part(arrays: dict[str, zarr.Array], names: set[str], size: int, action_dim: int, n_sources: int) -> None:
+    """Raise a `ValueError` unless the `arrays` fit together and each of their chunks is in the zip's list of `names`."""
+    steps, frames = arrays["rewards"].shape[0], arrays["frames"].shape[0]
+    expected = {"frames": (frames, size, size, 3), "actions": (steps, action_dim), "rewards": (steps,),
+                "terminated": (steps,), "truncated": (steps,), "ends": (n_sources,), "frame_ends": (n_sources,),
+                "seeds": (n_sources,)}
+    if arrays["frames"].chunks[0] != CHUNK:
+        raise ValueError(f"frames are in chunks of {arrays['frames'].chunks[0]}, expected {CHUNK}")
+    for name, array in arrays.items():
+        if array.shape != expected[name]:
+            raise ValueError(f"{name} has the shape {array.shape}, expected {expected[name]}")
+        for at in np.ndindex(array.cdata_shape):
+            if (chunk := "/".join(map(str, (name, "c", *at)))) not in names:
+                raise ValueError(f"{chunk} is missing")
+
+
 def open_part(path: Path) -> Part:
-    """Read a part's headers and check that all its frames are there. Raises `ValueError` when it is damaged."""
-    with refusing_damage(path), zipfile.ZipFile(path) as names, ZipStore(path, mode="r") as store:
+    """Read a part's headers and check that all of it is there. Raises `ValueError` when it is damaged."""
+    with refusing_damage(path), zipfile.ZipFile(path) as file, ZipStore(path, mode="r") as store:
         group = zarr.open_group(store, mode="r")
-        attributes = dict(group.attrs)
-        seeds, ends, frame_ends = (group[name][:] for name in ("seeds", "ends", "frame_ends"))
-        frames = group["frames"]
-        if not len(seeds) == len(ends) == len(frame_ends) == len(attributes["sources"]):
-            raise ValueError("its lists of episodes differ in length")
-        size = attributes["size"]
-        if frames.shape != (frame_ends[-1], size, size, 3) or frames.chunks != (CHUNK, size, size, 3):
-            raise ValueError(f"frames are {frames.shape} in chunks of {frames.chunks}, expected "
-                             f"({frame_ends[-1]}, {size}, {size}, 3) in chunks of {CHUNK}")
-        if group["actions"].shape != (ends[-1], attributes["action_dim"]):
-            raise ValueError(f"actions are {group['actions'].shape}, expected {(ends[-1], attributes['action_dim'])}")
-        where = [names.getinfo(f"frames/c/{i}/0/0/0") for i in range(-(-frames.shape[0] // CHUNK))]
+        facts, names = dict(group.attrs), {info.filename: info for info in file.infolist()}
+        serial, sources = facts.pop("serial"), facts.pop("sources")
+        arrays = {name: group[name] for name in (*STEPS, "ends", "frame_ends", "seeds", "frames")}
+        check_part(arrays, names.keys(), facts["size"], facts["action_dim"], len(sources))
+        seeds, ends, frame_ends = (arrays[name][:] for name in ("seeds", "ends", "frame_ends"))
+        where = [names[f"frames/c/{i}/0/0/0"] for i in range(arrays["frames"].cdata_shape[0])]
         chunks = np.array([(w.header_offset, w.compress_size, w.CRC) for w in where])
-        return Part(path, {k: attributes[k] for k in FACTS}, attributes["serial"], attributes["sources"], seeds, ends,
-                    frame_ends, chunks, path.stat().st_size)
+        return Part(path, facts, serial, sources, seeds, ends, frame_ends, chunks, path.stat().st_size)
 
 # %% ../../nbs/tools/store.ipynb #1d79bda7
 def read_chunk(part: Part, index: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -315,9 +324,9 @@ def require_space(path: Path | str, nbytes: int) -> None:
 # %% ../../nbs/tools/store.ipynb #5a962958
 def refuse_other(what: Path, facts: dict, expected: dict) -> None:
     """Raise a `ValueError` that lists where the `facts` of `what` differ from `expected`."""
-    differ = [f"{k} {facts[k]!r} where {expected[k]!r} is expected" for k in FACTS if facts[k] != expected[k]]
+    differ = [f"{k} {facts.get(k)!r} instead of {expected[k]!r}" for k in FACTS if facts.get(k) != expected[k]]
     if differ:
-        raise ValueError(f"{what} does not belong here: it has {', '.join(differ)}")
+        raise ValueError(f"{what} does not fit: it has {', '.join(differ)}")
 
 
 def store_facts(path: Path) -> dict:
@@ -338,7 +347,8 @@ def check_appended(episodes: list[Episode], facts: dict) -> None:
         got = ep.frames.shape[1:3], ep.actions.shape[1]
         expected = (facts["size"], facts["size"]), facts["action_dim"]
         if got != expected:
-            raise ValueError(f"episode {i} has frames and action_dim {got}, this store holds {expected}")
+            raise ValueError(f"episode {i} has frames {got[0]} and {got[1]} numbers an action, "
+                             f"this store holds {expected[0]} and {expected[1]}")
 
 # %% ../../nbs/tools/store.ipynb #0aabecf1
 class StoreFolder:
