@@ -15,7 +15,7 @@ def search(folder: Path, world: WorldModel, s: TrainSettings, start: np.ndarray 
     """The C of `folder`, found (from `start`, else from zeros) unless it is there already: parameters (D,)."""
     path = folder / "controller.safetensors"
     if not path.exists():
-        fitness = RealFitness(world, s.controller)
+        fitness = RealFitness(world, s.controller, s.evolve.max_steps, s.evolve.patience)
         start = np.zeros(fitness.dimension) if start is None else start
         save_controller(path, s.controller, evolve(fitness, start, s.evolve, folder, s.seed)[0])
     return load_controller(path)[1]

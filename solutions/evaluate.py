@@ -22,7 +22,7 @@ def evaluate(folder: Path, world: WorldModel, settings: ControllerSettings, para
     report = {"environment": "CarRacing-v3", "gymnasium": gymnasium.__version__, "seeds": [seeds[0], seeds[-1]],
               "command": f"python -m solutions.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}"}
     for backend in ["gymnasium", *(["envpool"] if has_envpool() else [])]:
-        returns = score(world, settings, params, seeds, backend)
+        returns = score(world, settings, params, seeds, backend, s.max_steps)
         report[backend] = summary(returns) | {"returns": [round(float(r), 2) for r in returns]}
         print(f"{backend}: {report[backend]['mean']} ± {report[backend]['sd']} over {len(seeds)} held-out tracks, "
               f"95 % interval of the mean {report[backend]['low']} to {report[backend]['high']}")

@@ -34,6 +34,8 @@ class EvaluateSettings:
 
     episodes: int = 100
     """held-out tracks, the same on the official environment and on the fast one"""
+    max_steps: int = 1000
+    """steps after which an episode is cut"""
 
 
 @dataclass(frozen=True)

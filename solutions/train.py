@@ -51,8 +51,8 @@ def scout(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock) -> 
     params = search(folder, world, short)
     clock("the scout's C")
     policy = WorldModelPolicy(world, controllers_for(world, s.controller, params), s.scout.swerve)
-    collect(store, policy, s.scout.episodes, "fast", 20_000, rows=s.collect.rows, tag="scout")
-    collect(store, policy, s.scout.official, "gymnasium", 30_000, rows=s.collect.rows, tag="scout")
+    collect(store, policy, s.scout.episodes, "fast", 20_000, s.evolve.max_steps, s.collect.rows, "scout")
+    collect(store, policy, s.scout.official, "gymnasium", 30_000, s.evolve.max_steps, s.collect.rows, "scout")
     clock("the scout's driving")
     return world, params
 

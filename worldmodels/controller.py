@@ -132,7 +132,7 @@ class WorldModelPolicy(Policy):
 class RealFitness:
     """Returns of a population in the environment: all candidates and episodes at once, V and M batched over them."""
 
-    def __init__(self, world: WorldModel, settings: ControllerSettings, max_steps: int = 1000, patience: int | None = 100, backend: str = "fast"):
+    def __init__(self, world: WorldModel, settings: ControllerSettings, max_steps: int = 1000, patience: int = 100, backend: str = "fast"):
         self.world, self.controllers = world, controllers_for(world, settings)
         self.max_steps, self.patience, self.backend = max_steps, patience, backend
         self.steps = 0  # driven in all
@@ -171,6 +171,10 @@ class EvolveSettings:
     """generations between tests of the distribution's mean on validation seeds"""
     validate_episodes: int = 64
     """episodes of such a test"""
+    max_steps: int = 1000
+    """steps after which an episode is cut"""
+    patience: int = 100
+    """steps without a new piece of road after which a candidate's episode is stopped, and charged for the rest; 0 never stops one"""
     target_return: float = 0.0
     """stop when a test reaches this mean return; 0 never does"""
 
@@ -228,9 +232,10 @@ def summary(returns: np.ndarray, seed: int = 0) -> dict:
     return {"mean": round(returns.mean(), 1), "sd": round(returns.std(), 1), "low": round(low, 1), "high": round(high, 1), "episodes": len(returns)}
 
 # %% ../nbs/04_controller.ipynb #d544f672
-def score(world: WorldModel, settings: ControllerSettings, params: np.ndarray, seeds: Sequence[int], backend: str = "gymnasium", rows: int = 32) -> np.ndarray:
-    """Returns of one controller on `seeds`, whole episodes, `rows` at a time: (episodes,)."""
-    fitness = RealFitness(world, settings, patience=None, backend=backend)
+def score(world: WorldModel, settings: ControllerSettings, params: np.ndarray, seeds: Sequence[int], backend: str = "gymnasium",
+          max_steps: int = 1000, rows: int = 32) -> np.ndarray:
+    """Returns of one controller on `seeds`, none stopped early, `rows` at a time: (episodes,)."""
+    fitness = RealFitness(world, settings, max_steps, patience=0, backend=backend)
     return np.concatenate([fitness(params[None], seeds[k:k + rows])[0] for k in range(0, len(seeds), rows)])
 
 # %% ../nbs/04_controller.ipynb #ab622e46

@@ -219,7 +219,7 @@ class NoisePolicy(Policy):
         return self.actions[rows, self.t - 1]
 
 # %% ../nbs/00_rollouts.ipynb #ef3fefc2
-def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int | None = None,
+def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 0,
                  on_step: Callable | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Drive one episode in every row; returns (returns (n,), lengths (n,)).
 

@@ -258,6 +258,7 @@ def latent_pca(z, color, label: str, cmap: str = "viridis") -> Picture:
     if z.ndim != 2 or len(z) < 3 or z.shape[1] < 2: raise ValueError(f"z must be (n > 2, latent ≥ 2), got {z.shape}")
     if c.shape != z.shape[:1]: raise ValueError(f"color must be ({len(z)},), one value for each latent, got {c.shape}")
     if not (np.isfinite(z).all() and np.isfinite(c).all()): raise ValueError("z and color must be finite")
+    if (z == z[0]).all(): raise ValueError("the latents are all the same: there is no direction to show")
     _, s, axes = np.linalg.svd(z - z.mean(0), full_matrices=False)
     axes = axes[:2] * np.sign(axes[:2, np.abs(axes[:2]).argmax(1)].diagonal())[:, None]  # the same picture every time
     points, share = (z - z.mean(0)) @ axes.T, s**2 / (s**2).sum()
@@ -315,7 +316,7 @@ def write_mp4(path: str | Path, images, fps: int = 50, scale: int | None = None)
     path, clip = Path(path), as_uint8(images)
     if path.suffix != ".mp4": raise ValueError(f"write_mp4 writes .mp4 files, got {path.name!r}")
     k = _enlargement(clip.shape[1], 256) if scale is None else scale
-    if k != int(k) or k < 1: raise ValueError(f"scale must be a whole number of at least 1, got {scale}")
+    if not isinstance(k, int) or k < 1: raise ValueError(f"scale must be a whole number of at least 1, got {scale}")
     if fps <= 0: raise ValueError(f"fps must be positive, got {fps}")
     pad = [(0, 0), *((0, k * side % 2) for side in clip.shape[1:3]), (0, 0)]
     height, width = (k * side + p[1] for side, p in zip(clip.shape[1:3], pad[1:3]))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['State', 'Vision', 'Prediction', 'Dynamics', 'register', 'registered', 'save_tensors', 'load_tensors', 'save_model',
-           'load_model', 'WorldModel']
+           'load_model', 'WorldModel', 'data']
 
 # %% ../../nbs/tools/world.ipynb #da01458a
 import json, os
@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+import worldmodels
 
 # %% ../../nbs/tools/world.ipynb #7c09fbc1
 class State:
@@ -176,3 +178,12 @@ class WorldModel:
                 raise FileNotFoundError(f"{folder} has no {name}.safetensors; `python -m {maker}` trains one, "
                                         "`python -m solutions.train` all of them")
         return cls(load_model(folder / "vision.safetensors", Vision), load_model(folder / "dynamics.safetensors", Dynamics))
+
+# %% ../../nbs/tools/world.ipynb #fbcfc3a7
+def data(name: str = "carracing") -> Path:
+    """The folder of recorded samples and pretrained weights of an environment; a FileNotFoundError says how to get it."""
+    folder = Path(worldmodels.__file__).parents[1] / "data" / name
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no {folder}: it comes with the repository, so `git checkout -- data` in your clone brings it back; "
+                                "a package installed without a clone does not have it")
+    return folder
