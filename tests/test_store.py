@@ -223,7 +223,7 @@ def test_a_byte_flipped_anywhere_is_refused_or_harmless(tmp_path):
     path = tmp_path / "round0-000000.zip"
     whole, refused = path.read_bytes(), 0
     # the lists and headers in full steps of a few bytes, the bulk of frames in large ones
-    spots = [*range(0, 9000, 61), *range(9000, len(whole) - 2500, 9001), *range(len(whole) - 2500, len(whole), 7)]
+    spots = [*range(0, 9000, 131), *range(9000, len(whole) - 2500, 9001), *range(len(whole) - 2500, len(whole), 13)]
     for at in spots:
         flipped(path, at)
         try:
@@ -236,15 +236,16 @@ def test_a_byte_flipped_anywhere_is_refused_or_harmless(tmp_path):
     assert refused > len(spots) / 3
 
 
-def test_a_part_with_a_chunk_missing_is_refused(tmp_path):
+@pytest.mark.parametrize("chunk", ["frames/c/2/0/0/0", "actions/c/0/0", "rewards/c/0", "ends/c/0"])
+def test_a_part_with_a_chunk_missing_is_refused(tmp_path, chunk):
     make(tmp_path)
     path = tmp_path / "round0-000001.zip"
     with zipfile.ZipFile(path) as old:
-        members = {name: old.read(name) for name in old.namelist() if name != "frames/c/2/0/0/0"}
+        members = {name: old.read(name) for name in old.namelist() if name != chunk}
     with zipfile.ZipFile(path, "w") as new:
         for name, data in members.items():
             new.writestr(name, data)
-    with pytest.raises(ValueError, match="round0-000001.zip is damaged.*frames/c/2"):
+    with pytest.raises(ValueError, match=f"round0-000001.zip is damaged.*{chunk} is missing"):
         RolloutStore(tmp_path)
 
 
@@ -427,10 +428,10 @@ def test_memory_stays_at_a_buffer_and_speed_is_sane(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert buffer * frame < peak < (buffer + 3 * 256 + 300) * frame < store.n_frames * frame / 2
-    start = time.perf_counter()
+    start = time.process_time()  # of the processor: others may keep it busy
     for batch in itertools.islice(store.batches(256), 60):
         pass
-    assert 60 * 256 / (time.perf_counter() - start) > 5_000  # what it does is in the notebook; this is a tripwire
+    assert 60 * 256 / (time.process_time() - start) > 5_000  # what it does is in the notebook; this is a tripwire
 
 
 # held-out episodes

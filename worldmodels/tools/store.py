@@ -50,7 +50,8 @@ class Episode:
         return len(self.actions)
 
 # %% ../../nbs/tools/store.ipynb #6dd1a567
-STEPS = {"actions": (2, np.float32), "rewards": (1, np.float32), "terminated": (1, np.bool_), "truncated": (1, np.bool_)}
+STEPS = {"actions": (2, np.float32), "rewards": (1, np.float32),  # dimensions, dtype
+         "terminated": (1, np.bool_), "truncated": (1, np.bool_)}
 
 
 def check_episode(ep: Episode) -> None:
@@ -154,8 +155,8 @@ def refusing_damage(path: Path) -> Iterator[None]:
     except Exception as e:
         if isinstance(e, PermissionError) or not path.exists():
             raise
-        raise ValueError(f"{path} is damaged, or no part of a store ({type(e).__name__}: {e}). Restore it from a copy, or delete it "
-                         "to go on without its episodes") from e
+        raise ValueError(f"{path} is damaged, or no part of a store ({type(e).__name__}: {e}). Restore it from "
+                         "a copy, or delete it to go on without its episodes") from e
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ FACTS = ("format", "env_id", "size", "action_dim")
 
 
 def check_part(arrays: dict[str, zarr.Array], names: set[str], size: int, action_dim: int, n_sources: int) -> None:
-    """Raise a `ValueError` unless the `arrays` fit together and each of their chunks is in the zip's list of `names`."""
+    """Raise a `ValueError` unless the `arrays` fit together and all their chunks are in the zip's list of `names`."""
     steps, frames = arrays["rewards"].shape[0], arrays["frames"].shape[0]
     expected = {"frames": (frames, size, size, 3), "actions": (steps, action_dim), "rewards": (steps,),
                 "terminated": (steps,), "truncated": (steps,), "ends": (n_sources,), "frame_ends": (n_sources,),
@@ -312,14 +313,14 @@ def estimate_bytes(n_frames: int, size: int, bytes_per_pixel: float = .33) -> in
 
 
 def require_space(path: Path | str, nbytes: int) -> None:
-    """Raise `OSError` (ENOSPC) unless the disk that holds `path`, which need not exist yet, has `nbytes` and a tenth."""
+    """Raise `OSError` (ENOSPC) unless `nbytes` and a tenth are free where `path`, which need not exist yet, will be."""
     folder = Path(path).absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < nbytes * 1.1:
-        raise OSError(errno.ENOSPC, f"about {nbytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free: make room, "
-                      "choose another folder, or collect fewer frames", str(path))
+        raise OSError(errno.ENOSPC, f"about {nbytes / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free: make "
+                      "room, choose another folder, or collect fewer frames", str(path))
 
 # %% ../../nbs/tools/store.ipynb #5a962958
 def refuse_other(what: Path, facts: dict, expected: dict) -> None:
