@@ -54,7 +54,7 @@ def _difference(got: np.ndarray, expected: np.ndarray, tol: float) -> str | None
     if np.array_equal(got, expected, equal_nan=True): return None
     bad = int((~np.isfinite(got)).sum() - (~np.isfinite(expected)).sum())
     if bad > 0: return f"{bad} of {got.size} values are not finite"
-    if got.dtype.kind == "b" or expected.dtype.kind == "b": return f"{int((got != expected).sum())} of {got.size} differ"
+    if "b" in (got.dtype.kind, expected.dtype.kind): return f"{int((got != expected).sum())} of {got.size} differ"
     with np.errstate(invalid="ignore"):
         if np.allclose(got, expected, rtol=tol, atol=tol, equal_nan=True): return None
         approximate = f" · within {tol:g} no" if tol else ""
@@ -121,12 +121,12 @@ RECORD = (_root if (_root / "nbs").is_dir() else Path.cwd()) / ".progress.json"
 
 
 def solved() -> dict[str, str]:
-    """The exercises solved in this checkout: name to date (UTC, ISO 8601). Raises ValueError for an unreadable record."""
+    """The exercises solved in this checkout: name to date (UTC). Raises ValueError for an unreadable record."""
     if not RECORD.exists(): return {}
     try: record = json.loads(RECORD.read_text(encoding="utf-8"))
-    except ValueError as e: raise ValueError(f"{RECORD} is not JSON ({e}): mend it, or move it away to start anew") from e
+    except ValueError as e: raise ValueError(f"{RECORD} is not JSON ({e}): mend it, or move it away") from e
     if not isinstance(record, dict) or not all(isinstance(v, str) for v in record.values()):
-        raise ValueError(f"{RECORD} is not a record of exercises (name to date): mend it, or move it away to start anew")
+        raise ValueError(f"{RECORD} is not a record of exercises (name to date): mend it, or move it away")
     return record
 
 # %% ../../nbs/tools/check.ipynb #bc11247d

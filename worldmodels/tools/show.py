@@ -19,6 +19,7 @@ from cycler import cycler
 from matplotlib import ticker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 # %% ../../nbs/tools/show.ipynb #71f735e1
 COLORS = {"real": "#1b1b1f", "reconstruction": "#0072b2", "dream": "#d55e00", "baseline": "#8a8a93",
@@ -83,7 +84,9 @@ def _enlargement(height: int, target: float) -> int:
 
 def _canvas(width: int, height: int) -> Picture:
     """An empty figure of so many pixels; the hundredth keeps int(1.13 * 100) from being 112."""
-    return Picture(figsize=((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI, facecolor=FACE, layout="none")
+    # not layout="none": savefig would put the style's constrained layout back for the next time
+    by_hand = PlaceHolderLayoutEngine(adjust_compatible=True, colorbar_gridspec=False)
+    return Picture(figsize=((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI, facecolor=FACE, layout=by_hand)
 
 
 def _place(fig: Picture, image: np.ndarray, x: int, y: int, k: int, color: str | None = None) -> None:
@@ -201,8 +204,9 @@ def curves(series: Mapping[str, object], xlabel: str, ylabel: str, log: bool = F
            band: Mapping[str, tuple] | None = None, hline: Mapping[str, float] | None = None) -> Picture:
     """Lines: {"train": y} or {"held-out": (x, y)}, each y (n,); above 200 points a running median over the raw line.
 
-    Labels carry the units ("KL (nats)"). log: logarithmic y. band: {name: (low, high)}, each (n,), shaded around the line of
-    that name. hline: {name: y}, dashed levels to compare with. Raises ValueError for empty or mismatched series.
+    Labels carry the units ("KL (nats)"). log: logarithmic y. band: {name: (low, high)}, each (n,), shaded around the
+    line of that name. hline: {name: y}, dashed levels to compare with.
+    Raises ValueError for empty or mismatched series.
     """
     points = {name: _points(name, values, log) for name, values in series.items()}
     if not points: raise ValueError("curves needs at least one series, got none")
@@ -212,7 +216,8 @@ def curves(series: Mapping[str, object], xlabel: str, ylabel: str, log: bool = F
     for name, (x, y) in points.items():
         long = len(y) > 200
         if long: ax.plot(x, y, color=colors[name], alpha=0.22, linewidth=0.8)
-        ax.plot(*(_smooth(x, y) if long else (x, y)), color=colors[name], label=name, marker="o" if len(y) == 1 else None)
+        x, y = _smooth(x, y) if long else (x, y)
+        ax.plot(x, y, color=colors[name], label=name, marker="o" if len(y) == 1 else None)
     for name, (low, high) in (band or {}).items():
         if name not in points: raise ValueError(f"band {name!r} belongs to no line; lines are {list(points)}")
         ax.fill_between(points[name][0], low, high, color=colors[name], alpha=0.18, linewidth=0)
@@ -239,7 +244,8 @@ def bands(x, samples: Mapping[str, object], xlabel: str, ylabel: str) -> Picture
         y = _numpy(values).astype(float)
         if x.ndim != 1 or y.ndim != 2 or y.shape[1] != len(x) or not len(y):
             raise ValueError(f"{name!r} must be (episodes, {len(x)}) for x of shape {x.shape}, got {y.shape}")
-        if np.isnan(y).all(0).any(): raise ValueError(f"{name!r} has no episode left at x = {x[np.isnan(y).all(0)][0]:g}")
+        gone = np.isnan(y).all(0)
+        if gone.any(): raise ValueError(f"{name!r} has no episode left at x = {x[gone][0]:g}")
         low, q1, median, q3, high = np.nanpercentile(y, [2.5, 25, 50, 75, 97.5], axis=0)
         ax.fill_between(x, low, high, color=color, alpha=0.13, linewidth=0)
         ax.fill_between(x, q1, q3, color=color, alpha=0.25, linewidth=0)
@@ -251,8 +257,8 @@ def bands(x, samples: Mapping[str, object], xlabel: str, ylabel: str) -> Picture
 def latent_pca(z, color, label: str, cmap: str = "viridis") -> Picture:
     """Latents on their first two principal components, each point coloured by a quantity.
 
-    z: (n, latent), n > 2, latent ≥ 2. color: (n,). label: the quantity, with its unit. The axes say how much of the variance
-    they show. Raises ValueError for other shapes or values that are not finite.
+    z: (n, latent), n > 2, latent ≥ 2. color: (n,). label: the quantity, with its unit. The axes say how much of the
+    variance they show. Raises ValueError for other shapes or values that are not finite.
     """
     z, c = _numpy(z).astype(float), _numpy(color).astype(float)
     if z.ndim != 2 or len(z) < 3 or z.shape[1] < 2: raise ValueError(f"z must be (n > 2, latent ≥ 2), got {z.shape}")
@@ -263,7 +269,8 @@ def latent_pca(z, color, label: str, cmap: str = "viridis") -> Picture:
     axes = axes[:2] * np.sign(axes[:2, np.abs(axes[:2]).argmax(1)].diagonal())[:, None]  # the same picture every time
     points, share = (z - z.mean(0)) @ axes.T, s**2 / (s**2).sum()
     order = np.random.default_rng(0).permutation(len(z))  # no class of points hides the others by coming last
-    fig, ax = _axes(*(f"component {i + 1} ({share[i]:.0%} of the variance)" for i in range(2)), [f"coloured by {label}"])
+    names = [f"component {i + 1} ({share[i]:.0%} of the variance)" for i in range(2)]
+    fig, ax = _axes(*names, [f"coloured by {label}"])
     fig.set_size_inches(6.2, 4.6)
     dots = ax.scatter(*points[order].T, c=c[order], cmap=cmap, s=float(np.clip(8000 / len(z), 3, 28)), linewidths=0,
                       alpha=0.85)
@@ -288,12 +295,14 @@ def _enlarge(clip: np.ndarray, k: int) -> np.ndarray: return clip.repeat(k, 1).r
 def side_by_side(*clips, labels: Sequence[str] | None = None) -> np.ndarray:
     """Clips (t, H, W, 3), uint8 or floats in [0, 1], next to each other: (t, H', W', 3) uint8 with thin gutters.
 
-    labels: a name above each clip; the clips are then enlarged to about 256 pixels. Raises ValueError for different shapes.
+    labels: a name above each clip; the clips are then enlarged to about 256 pixels.
+    Raises ValueError for different shapes.
     """
     clips = [as_uint8(clip, f"clip {i}") for i, clip in enumerate(clips)]
     shapes = [c.shape for c in clips]
     if len(set(shapes)) != 1: raise ValueError(f"side_by_side needs clips of one shape (t, H, W, 3), got {shapes}")
-    if labels is not None and len(labels) != len(clips): raise ValueError(f"{len(labels)} labels for {len(clips)} clips")
+    if labels is not None and len(labels) != len(clips):
+        raise ValueError(f"{len(labels)} labels for {len(clips)} clips")
     t, h, w, _ = shapes[0]
     k = _enlargement(h, 256) if labels else 1
     face = np.array([int(FACE[i:i + 2], 16) for i in (1, 3, 5)], np.uint8)
@@ -311,7 +320,8 @@ def write_mp4(path: str | Path, images, fps: int = 50, scale: int | None = None)
     """Writes (t, H, W, 3), uint8 or floats in [0, 1], as H.264 video at `fps` frames a second; gives back the path.
 
     scale: whole-number enlargement without smoothing; if not given, the one nearest to 256 pixels of height.
-    CarRacing runs at 50 frames a second, Doom at 35. Raises ValueError for other shapes; nothing is left at `path` then.
+    CarRacing runs at 50 frames a second, Doom at 35. Raises ValueError for other shapes, OSError where ffmpeg fails; a
+    file that stood at `path` then still does.
     """
     path, clip = Path(path), as_uint8(images)
     if path.suffix != ".mp4": raise ValueError(f"write_mp4 writes .mp4 files, got {path.name!r}")
@@ -345,5 +355,5 @@ def video(source: str | Path | bytes, width: int = 512):
     from IPython.display import Video
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     if len(data) > 2_000_000:
-        raise ValueError(f"the video has {len(data) / 1e6:.1f} MB, a notebook takes 2: show fewer frames, or a smaller scale")
+        raise ValueError(f"the video has {len(data) / 1e6:.1f} MB, a notebook takes 2: show fewer or smaller frames")
     return Video(data, embed=True, mimetype="video/mp4", width=width, html_attributes="controls loop muted playsinline")
