@@ -13,6 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 import worldmodels
+from .files import replacing
 
 # %% ../../nbs/tools/settings.ipynb #b1998045
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -147,13 +148,7 @@ def diff(old: dict, new: dict) -> list[str]:
 # %% ../../nbs/tools/settings.ipynb #e91e2f95
 def write_json(path: Path, data):
     """`data` as JSON in `path`, which at every moment holds either all of the old or all of the new."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.tmp")
-    with open(part, "w", encoding="utf-8") as f:
-        json.dump(data, f, indent=2)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+    with replacing(path) as tmp: tmp.write_text(json.dumps(data, indent=2), encoding="utf-8")
 
 def read_config(folder: Path) -> dict | None:
     """What the run folder `folder` was made with, None where nothing is there yet; ValueError if it is none."""

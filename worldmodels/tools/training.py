@@ -19,6 +19,7 @@ from accelerate.utils import AutocastKwargs, send_to_device
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
+from .files import replacing
 from .world import load_tensors, save_tensors
 
 # %% ../../nbs/tools/training.ipynb #7b90ba37
@@ -93,9 +94,7 @@ def read_lines(path) -> list[dict]:
 
 def replace_lines(path, lines: list[dict]) -> None:
     """Write a JSON-lines file in one step."""
-    partial = Path(path).with_suffix(".tmp")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    partial.replace(path)
+    with replacing(path) as tmp: tmp.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 def append_line(path, line: dict) -> None:
     """Add a line to a JSON-lines file and see it to the disk."""
