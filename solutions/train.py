@@ -15,21 +15,23 @@ from solutions.mdn_rnn import encode, learn_dynamics
 from solutions.rollouts import drive_randomly
 from solutions.settings import TrainSettings, open_run
 from solutions.vae import learn_vision
-from worldmodels.controller import WorldModelPolicy, controllers_for, imitate, memories
-from worldmodels.rollouts import collect
+from worldmodels.controller import WorldModelPolicy, controllers_for, film, imitate, memories
+from worldmodels.rollouts import HELD_OUT, collect
 from worldmodels.tools.store import RolloutStore
+from worldmodels.tools.training import append_line
 from worldmodels.tools.world import WorldModel
 from worldmodels.vae import encode_store
 
 
 class Clock:
-    """Prints each stage with the minutes it took."""
+    """Prints each stage with the minutes it took, and notes them in the run's stages.jsonl."""
 
-    def __init__(self): self.began = self.last = time.time()
+    def __init__(self, folder: Path): self.path, self.last = folder / "stages.jsonl", time.time()
 
     def __call__(self, stage: str) -> None:
         now = time.time()
-        print(f"{stage}: {(now - self.last) / 60:.1f} min ({(now - self.began) / 60:.1f} in all)", flush=True)
+        print(f"{stage}: {(now - self.last) / 60:.1f} min", flush=True)
+        append_line(self.path, {"stage": stage, "seconds": round(now - self.last, 1)})
         self.last = now
 
 
@@ -66,7 +68,7 @@ def retrace(folder: Path, store: RolloutStore, old: WorldModel, params: np.ndarr
 
 def main() -> None:
     folder, s = open_run(__doc__)
-    clock = Clock()
+    clock = Clock(folder)
     store = drive_randomly(folder, s)
     clock("random driving")
     scouted = scout(folder / "scout", store, s, clock) if s.scout.generations else None
@@ -74,7 +76,9 @@ def main() -> None:
     params = search(folder, world, s, scouted and retrace(folder, store, *scouted, world, s))
     clock("C")
     evaluate(folder, world, s.controller, params, s.evaluate)
-    clock("score")
+    film(world, s.controller, params, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
+    clock("score and video")
+    print(f"report, video and weights are in {folder}")
 
 
 if __name__ == "__main__": main()

@@ -1,0 +1,97 @@
+"""Turn a finished run into what `data/` ships: half-precision weights, a small sample of its rollouts, and a card.
+
+python -m solutions.publish --run runs/laptop
+"""
+import json, os, shutil, subprocess
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from worldmodels.controller import load_controller, save_controller
+from worldmodels.mdn_rnn import open_loop
+from worldmodels.tools.settings import load
+from worldmodels.tools.show import strip
+from worldmodels.tools.store import Episode, RolloutStore
+from worldmodels.tools.training import read_lines
+from worldmodels.tools.world import WorldModel
+from worldmodels.vae import encode_frames
+
+
+@dataclass(frozen=True)
+class PublishSettings:
+    """What goes where."""
+
+    run: str = "runs/laptop"
+    """folder of a finished run"""
+    to: str = "data/carracing"
+    """folder to write; what is there is replaced"""
+    episodes: int = 2
+    """episodes of the sample for each way of driving and drawing: random or driven, on the fast or the official environment"""
+    megabytes: float = 5.0
+    """the sample is refused if it is larger"""
+
+
+def write_sample(store: RolloutStore, path: Path, episodes: int) -> RolloutStore:
+    """A store with the first `episodes` of every source."""
+    sources = defaultdict(list)
+    for i, source in enumerate(store.sources): sources[source].append(i)
+    sample = RolloutStore.create(path, store.env_id, store.size, store.action_dim)
+    for source, indices in sorted(sources.items()): sample.append(store.episodes(indices[:episodes]), source.replace("/", "-"))
+    return sample
+
+
+def drawing(world: WorldModel, episode: Episode, first: int = 150, steps: int = 96, every: int = 12) -> Figure:
+    """Frames of an episode, V's reconstructions of them, and M's dream of them from frame `first` on, given only the actions."""
+    mu, _ = map(torch.from_numpy, encode_frames(world.vision, episode.frames))
+    z, a = mu[None, :first + steps + 1], torch.from_numpy(episode.actions)[None]
+    dream = open_loop(world.dynamics, z, a, context=first + 1)[0]
+    with torch.inference_mode(): reconstruction, dream = (world.vision.decode(x).numpy() for x in (z[0, first + 1:], dream))
+    rows = {"real": episode.frames[first + 1:first + steps + 1], "reconstruction": reconstruction, "dream": dream}
+    return strip(rows, every=every)
+
+
+def card(run: Path, sample: RolloutStore, report: dict) -> str:
+    """What a reader of the weights wants to know, from the run's own records."""
+    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    rows = "".join(f"| {name} | {r['mean']} ± {r['sd']} | {r['low']} to {r['high']} | {r['episodes']} |\n"
+                   for name, r in ((name, report[name]) for name in ("gymnasium", "envpool") if name in report))
+    minutes = "".join(f"| {line['stage']} | {line['seconds'] / 60:.1f} |\n" for line in read_lines(run / "stages.jsonl"))
+    return f"""# CarRacing-v3: weights and a sample
+
+`vision`, `dynamics` and `controller` are V, M and C of one run, in half precision. `sample` holds {len(sample)} of its {len(RolloutStore(run / "store"))}
+episodes ({sample.n_frames:,} frames, {sample.nbytes / 1e6:.1f} MB), the first of each way of driving and drawing.
+
+`{report['command']}` at revision {revision}. {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
+
+| environment | return, mean ± sd | 95 % interval of the mean | held-out tracks |
+|---|---|---|---|
+{rows}
+Tracks are those of seeds {report['seeds'][0]} to {report['seeds'][1]}, used for nothing else. `python -m solutions.evaluate --run data/carracing` scores these files again.
+
+| stage | minutes on {os.cpu_count()} cores |
+|---|---|
+{minutes}"""
+
+
+def main() -> None:
+    s = load(PublishSettings, description=__doc__)
+    run, to = Path(s.run), Path(s.to)
+    report = json.loads((run / "report.json").read_text())
+    fresh = to.with_name(to.name + ".tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    sample = write_sample(RolloutStore(run / "store"), fresh / "sample", s.episodes)
+    if sample.nbytes > s.megabytes * 1e6:
+        raise SystemExit(f"the sample has {sample.nbytes / 1e6:.1f} MB, more than {s.megabytes}; take fewer than {s.episodes} episodes")
+    WorldModel.load(run).save(fresh, half=True)
+    save_controller(fresh / "controller.safetensors", *load_controller(run / "controller.safetensors"))
+    driven = next(e for e in sample.episodes() if e.source == "gymnasium/controller")
+    drawing(WorldModel.load(fresh), driven).savefig(fresh / "drive.png")
+    (fresh / "CARD.md").write_text(card(run, sample, report))
+    shutil.rmtree(to, ignore_errors=True)
+    fresh.rename(to)
+
+
+if __name__ == "__main__": main()
