@@ -1,31 +1,50 @@
-"""Score a controller on tracks it has never seen, on the official environment and on the fast one.
+"""Score a controller on tracks it has never seen, on the official environment and on the fast one; watch it; film it.
 
 python -m solutions.evaluate --run runs/car
+python -m solutions.evaluate --run runs/car --render human
 """
+import shlex
 import sys
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
-import gymnasium
 import numpy as np
 
 from solutions.settings import EvaluateSettings
-from worldmodels.controller import ControllerSettings, load_controller, score, summary
+from worldmodels.controller import ControllerSettings, controllers_for, film, load_controller, score, summary, watch
 from worldmodels.rollouts import HELD_OUT, has_envpool
 from worldmodels.tools.settings import load, write_json
 from worldmodels.tools.world import WorldModel
 
 
+def gap(fast: np.ndarray, official: np.ndarray) -> dict:
+    """Mean return on EnvPool minus that on the official environment, its 95 % interval, and whether the two intervals overlap."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(r, (10_000, len(r))).mean(1) for r in (fast, official)]
+    low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
+    (a, b), (c, d) = (np.percentile(means, [2.5, 97.5]) for means in drawn)
+    return {"mean": round(float(fast.mean() - official.mean()), 1), "low": round(float(low), 1), "high": round(float(high), 1),
+            "intervals_overlap": bool(a <= d and c <= b)}
+
+
 def evaluate(folder: Path, world: WorldModel, settings: ControllerSettings, params: np.ndarray, s: EvaluateSettings) -> dict:
-    """Write `folder`/report.json: the returns on held-out tracks, with everything needed to repeat them."""
-    seeds = HELD_OUT[:s.episodes]
-    report = {"environment": "CarRacing-v3", "gymnasium": gymnasium.__version__, "seeds": [seeds[0], seeds[-1]],
-              "command": f"python -m solutions.{Path(sys.argv[0]).stem} {' '.join(sys.argv[1:])}"}
-    for backend in ["gymnasium", *(["envpool"] if has_envpool() else [])]:
-        returns = score(world, settings, params, seeds, backend, s.max_steps)
-        report[backend] = summary(returns) | {"returns": [round(float(r), 2) for r in returns]}
-        print(f"{backend}: {report[backend]['mean']} ± {report[backend]['sd']} over {len(seeds)} held-out tracks, "
-              f"95 % interval of the mean {report[backend]['low']} to {report[backend]['high']}")
+    """Write `folder`/report.json: the returns on held-out tracks, with everything needed to repeat them.
+
+    Raises ValueError for a number of episodes that there are no tracks for, or a controller that does not fit; nothing is written then.
+    """
+    if not 1 <= s.episodes <= len(HELD_OUT): raise ValueError(f"episodes must be 1 to {len(HELD_OUT):,}, not {s.episodes}")
+    controllers_for(world, settings, params)  # refuses a controller of another width before the first step
+    seeds, backends = HELD_OUT[:s.episodes], ["gymnasium", *(["envpool"] if has_envpool() else [])]
+    returns = {backend: score(world, settings, params, seeds, backend, s.max_steps) for backend in backends}
+    report = {"environment": "CarRacing-v3", "versions": {name: version(name) for name in [*backends, "torch"]},
+              "seeds": [seeds[0], seeds[-1]], "max_steps": s.max_steps, "command": shlex.join(["python", *sys.orig_argv[1:]])}
+    for backend, r in returns.items():
+        report[backend] = found = summary(r) | {"returns": [round(float(x), 2) for x in r]}
+        print(f"{backend}: {found['mean']} ± {found['sd']} over {len(r)} held-out tracks, "
+              f"95 % interval of the mean {found['low']} to {found['high']}")
+    report["gap"] = gap(returns["envpool"], returns["gymnasium"]) if "envpool" in returns else "EnvPool is not installed here"
     write_json(folder / "report.json", report)
     return report
 
@@ -36,9 +55,22 @@ class EvaluateCommand:
 
     run: str = "runs/car"
     """folder of the run"""
+    render: Literal["no", "human"] = "no"
+    """human: watch it in a window, track after track, until Esc, instead of scoring it"""
+    video: bool = False
+    """write drive.mp4 too, of the first held-out track"""
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
-if __name__ == "__main__":
+def main() -> None:
     s = load(EvaluateCommand, description=__doc__)
-    evaluate(Path(s.run), WorldModel.load(s.run), *load_controller(Path(s.run) / "controller.safetensors"), s.evaluate)
+    folder = Path(s.run)
+    world, controller = WorldModel.load(folder), load_controller(folder / "controller.safetensors")
+    if s.render == "human": return watch(world, *controller, HELD_OUT, s.evaluate.max_steps)
+    evaluate(folder, world, *controller, s.evaluate)
+    if s.video: film(world, *controller, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
+
+
+if __name__ == "__main__":
+    try: main()
+    except (FileNotFoundError, RuntimeError, ValueError) as error: sys.exit(f"error: {error}")
