@@ -32,14 +32,15 @@ def _example(shared: bool = False, batch: tuple = (), latent: int = 3, component
     mu, log_sigma = torch.randn(2, *batch, latent, components, generator=rng)
     return SimpleNamespace(log_pi=logits.log_softmax(-1), mu=mu, log_sigma=0.3 * log_sigma - 0.5)
 
+# %% ../nbs/02_mdn_rnn.ipynb #4a445bfc
 def test_nll(nll: Callable) -> None:
     """A function nll(mixture, z): proper densities of both kinds, in logarithms throughout."""
     for shared in (False, True):
         many = _example(shared, batch=(2, 5))
         shape("the joint NLL of a vector: z (…, latent) to (…)", nll(many, torch.zeros(2, 5, 3)), (2, 5))
-    one = _example(latent=1, components=1)
-    one_nll = -torch.distributions.Normal(one.mu[:, 0], one.log_sigma[:, 0].exp()).log_prob(torch.tensor([0.3])).sum()
-    close("one component, one dimension: a Gaussian's NLL, with log σ and ½ log 2π", nll(one, torch.tensor([0.3])), one_nll)
+    one, z = _example(latent=1, components=1), torch.tensor([0.3])
+    expected = -torch.distributions.Normal(one.mu[:, 0], one.log_sigma[:, 0].exp()).log_prob(z).sum()
+    close("one component, one dimension: a Gaussian's NLL, with log σ and ½ log 2π", nll(one, z), expected)
     grid = torch.linspace(-8, 8, 2001)
     area = torch.trapezoid(torch.exp(-nll(_example(latent=1), grid[:, None])), grid)
     close("a density integrates to 1: the components are weighted by π and added", area, 1.0, tol=1e-3)
@@ -259,7 +260,7 @@ def resample(latents: Latents, at, rng: torch.Generator) -> torch.Tensor:
 
 # %% ../nbs/02_mdn_rnn.ipynb #c149a50e
 def windows(latents: Latents, episodes, length: int, batch: int, seed: int = 0, step: int = 0) -> Iterator[dict]:
-    """Random windows of `length` steps, z resampled for each batch; batch k is a function of (seed, k), from k = `step`.
+    """Random windows of `length` steps, z drawn anew; batch k is a function of (seed, k), from k = `step` on.
 
     Yields z (batch, length + 1, latent), a, reward, terminated (batch, length, …), restart (batch, length): true on an
     episode's first step, and mask (batch, length): false beyond an episode's end. Raises ValueError without an episode.
@@ -334,7 +335,7 @@ def test_dynamics_loss(loss: Callable) -> None:
 
 # %% ../nbs/02_mdn_rnn.ipynb #b7e675a7
 def dynamics_loss(model: Dynamics, batch: dict, done_weight: float = 10.0) -> tuple[torch.Tensor, dict]:
-    """NLL a dimension, plus squared error of reward and weighted cross-entropy of done where M has the heads; its parts."""
+    """NLL a dimension, plus squared error of reward and weighted cross-entropy of done if M has the heads; parts."""
     z, mask = batch["z"], batch["mask"].float()
     prediction = model(z[:, :-1], batch["a"], batch["restart"])
     average = lambda x: (x * mask).sum() / mask.sum()
@@ -395,7 +396,7 @@ def linear_nll(latents: Latents, train, episodes, seed: int = 0) -> torch.Tensor
     return gaussian_nll(lambda z, a: (inputs(z, a) @ weights).float(), latents, train, episodes, seed)
 
 def noise_nll(latents: Latents, episodes) -> torch.Tensor:
-    """Entropy of V's noise around the frames to predict, nats a dimension, (episodes,): no M's expected NLL is lower."""
+    """Entropy of V's noise in the frames to predict, nats a dimension, (episodes,): no M's expected NLL is lower."""
     entropy = 0.5 * (latents.logvar + math.log(2 * math.pi * math.e)).mean(-1)
     return torch.stack([entropy[latents.episode(i)][1:].mean() for i in episodes])
 
