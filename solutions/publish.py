@@ -4,7 +4,7 @@ python -m solutions.publish --run runs/laptop
 """
 import json, os, shutil, subprocess
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,16 +30,24 @@ class PublishSettings:
     """folder to write; what is there is replaced"""
     episodes: int = 2
     """episodes of the sample for each way of driving and drawing: random or driven, on the fast or the official environment"""
+    steps: int = 550
+    """steps after which an episode of the sample is cut"""
     megabytes: float = 5.0
     """the sample is refused if it is larger"""
 
 
-def write_sample(store: RolloutStore, path: Path, episodes: int) -> RolloutStore:
-    """A store with the first `episodes` of every source."""
+def cut(episode: Episode, steps: int) -> Episode:
+    """The first `steps` steps of an episode."""
+    arrays = {name: getattr(episode, name)[:steps] for name in ("actions", "rewards", "terminated", "truncated")}
+    return replace(episode, frames=episode.frames[:steps + 1], **arrays)
+
+
+def write_sample(store: RolloutStore, path: Path, episodes: int, steps: int) -> RolloutStore:
+    """A store with the first `steps` steps of the first `episodes` of every source."""
     sources = defaultdict(list)
     for i, source in enumerate(store.sources): sources[source].append(i)
     sample = RolloutStore.create(path, store.env_id, store.size, store.action_dim)
-    for source, indices in sorted(sources.items()): sample.append(store.episodes(indices[:episodes]), source.replace("/", "-"))
+    for source, indices in sorted(sources.items()): sample.append([cut(e, steps) for e in store.episodes(indices[:episodes])], source.replace("/", "-"))
     return sample
 
 
@@ -62,7 +70,7 @@ def card(run: Path, sample: RolloutStore, report: dict) -> str:
     return f"""# CarRacing-v3: weights and a sample
 
 `vision`, `dynamics` and `controller` are V, M and C of one run, in half precision. `sample` holds {len(sample)} of its {len(RolloutStore(run / "store"))}
-episodes ({sample.n_frames:,} frames, {sample.nbytes / 1e6:.1f} MB), the first of each way of driving and drawing.
+episodes ({sample.n_frames:,} frames, {sample.nbytes / 1e6:.1f} MB), the first of each way of driving and drawing, the longer ones cut.
 
 `{report['command']}` at revision {revision}. {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
 
@@ -82,7 +90,7 @@ def main() -> None:
     report = json.loads((run / "report.json").read_text())
     fresh = to.with_name(to.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
-    sample = write_sample(RolloutStore(run / "store"), fresh / "sample", s.episodes)
+    sample = write_sample(RolloutStore(run / "store"), fresh / "sample", s.episodes, s.steps)
     if sample.nbytes > s.megabytes * 1e6:
         raise SystemExit(f"the sample has {sample.nbytes / 1e6:.1f} MB, more than {s.megabytes}; take fewer than {s.episodes} episodes")
     WorldModel.load(run).save(fresh, half=True)

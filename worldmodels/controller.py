@@ -261,9 +261,12 @@ class RealFitness:
         """Candidates (P, D) on the same seeds (E,): returns (P, E)."""
         self.controllers.load(params)
         count = len(self.controllers)
-        envs = make_envs(seeds=list(seeds) * count, size=self.world.vision.size, backend=self.backend)
+        envs, threads = make_envs(seeds=list(seeds) * count, size=self.world.vision.size, backend=self.backend), torch.get_num_threads()
+        torch.set_num_threads(max(1, threads // 2))  # torch's threads wait by spinning, which takes the cores from the environments
         try: returns, lengths = run_episodes(envs, WorldModelPolicy(self.world, self.controllers), self.max_steps, self.patience)
-        finally: envs.close()
+        finally:
+            envs.close()
+            torch.set_num_threads(threads)
         self.steps += int(lengths.sum())
         return returns.reshape(count, -1)
 
