@@ -31,17 +31,17 @@ class Clock:
     def __call__(self, stage: str) -> None:
         now = time.time()
         print(f"{stage}: {(now - self.last) / 60:.1f} min", flush=True)
-        append_line(self.path, {"stage": stage, "seconds": round(now - self.last, 1)})
+        if now - self.last > 1: append_line(self.path, {"stage": stage, "seconds": round(now - self.last, 1)})  # else it was there already
         self.last = now
 
 
-def learn(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock, start: WorldModel | None = None) -> WorldModel:
+def learn(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock, start: WorldModel | None = None, whose: str = "") -> WorldModel:
     """V, then M, in `folder`; from the V and M of `start`, if given."""
     folder.mkdir(exist_ok=True)
     vision = learn_vision(folder, store, s, start and start.vision)
-    clock("V")
+    clock(f"{whose}V")
     world = learn_dynamics(folder, vision, store, s, start and start.dynamics)
-    clock("M")
+    clock(f"{whose}M")
     return world
 
 
@@ -49,7 +49,7 @@ def scout(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock) -> 
     """A short V, M and C, and its driving, with mistakes, in the store."""
     short = replace(s, vae_fit=replace(s.vae_fit, steps=s.scout.vae_steps), dynamics_fit=replace(s.dynamics_fit, steps=s.scout.dynamics_steps),
                     evolve=replace(s.evolve, generations=s.scout.generations))
-    world = learn(folder, store, short, clock)
+    world = learn(folder, store, short, clock, whose="the scout's ")
     params = search(folder, world, short)
     clock("the scout's C")
     policy = WorldModelPolicy(world, controllers_for(world, s.controller, params), s.scout.swerve)
