@@ -4,11 +4,13 @@
 # make clean  remove the set-up; runs/ stays
 #
 # SETTINGS=laptop            another section of settings.ini for `make run`
+# RUN=runs/laptop            another folder for it
 # PYTHON=/path/to/python3    another Python than the first fitting one on the PATH
 # TORCH_INDEX=https://…      where PyTorch comes from (Linux without a GPU: https://download.pytorch.org/whl/cpu)
 # WORKERS=4                  notebooks tested at the same time
 
 SETTINGS ?= quick
+RUN ?= runs/car
 WORKERS ?= 2
 NEWER := 'import sys; sys.exit(sys.version_info < (3, 11))'
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -21,7 +23,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: run test lab clean
 
 run: $(READY)
-	$(BIN)/python -m solutions.train --settings $(SETTINGS)
+	$(BIN)/python -m solutions.train --settings $(SETTINGS) --run $(RUN)
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/00_rollouts.ipynb

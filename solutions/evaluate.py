@@ -4,6 +4,7 @@ python -m solutions.evaluate --run runs/car
 python -m solutions.evaluate --run runs/car --render human
 """
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -12,11 +13,17 @@ from typing import Literal
 
 import numpy as np
 
-from solutions.settings import EvaluateSettings
+from solutions.settings import EvaluateSettings, TrainSettings, command
 from worldmodels.controller import ControllerSettings, controllers_for, film, load_controller, score, summary, watch
 from worldmodels.rollouts import HELD_OUT, has_envpool
 from worldmodels.tools.settings import load, write_json
 from worldmodels.tools.world import WorldModel
+
+
+def revision() -> str:
+    """The commit of this code, with "-dirty" where files differ from it; "unknown" outside of a clone."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return described.stdout.strip() or "unknown"
 
 
 def gap(fast: np.ndarray, official: np.ndarray) -> dict:
@@ -24,9 +31,9 @@ def gap(fast: np.ndarray, official: np.ndarray) -> dict:
     rng = np.random.default_rng(0)
     drawn = [rng.choice(r, (10_000, len(r))).mean(1) for r in (fast, official)]
     low, high = np.percentile(drawn[0] - drawn[1], [2.5, 97.5])
-    (a, b), (c, d) = (np.percentile(means, [2.5, 97.5]) for means in drawn)
+    f, o = summary(fast), summary(official)
     return {"mean": round(float(fast.mean() - official.mean()), 1), "low": round(float(low), 1), "high": round(float(high), 1),
-            "intervals_overlap": bool(a <= d and c <= b)}
+            "intervals_overlap": bool(f["low"] <= o["high"] and o["low"] <= f["high"])}
 
 
 def evaluate(folder: Path, world: WorldModel, settings: ControllerSettings, params: np.ndarray, s: EvaluateSettings) -> dict:
@@ -39,7 +46,7 @@ def evaluate(folder: Path, world: WorldModel, settings: ControllerSettings, para
     seeds, backends = HELD_OUT[:s.episodes], ["gymnasium", *(["envpool"] if has_envpool() else [])]
     returns = {backend: score(world, settings, params, seeds, backend, s.max_steps) for backend in backends}
     report = {"environment": "CarRacing-v3", "versions": {name: version(name) for name in [*backends, "torch"]},
-              "seeds": [seeds[0], seeds[-1]], "max_steps": s.max_steps, "command": shlex.join(["python", *sys.orig_argv[1:]])}
+              "revision": revision(), "seeds": [seeds[0], seeds[-1]], "max_steps": s.max_steps, "command": shlex.join(["python", *sys.orig_argv[1:]])}
     for backend, r in returns.items():
         report[backend] = found = summary(r) | {"returns": [round(float(x), 2) for x in r]}
         print(f"{backend}: {found['mean']} ± {found['sd']} over {len(r)} held-out tracks, "
@@ -63,7 +70,7 @@ class EvaluateCommand:
 
 
 def main() -> None:
-    s = load(EvaluateCommand, description=__doc__)
+    s = load(EvaluateCommand, description=__doc__, part_of=TrainSettings)
     folder = Path(s.run)
     world, controller = WorldModel.load(folder), load_controller(folder / "controller.safetensors")
     if s.render == "human": return watch(world, *controller, HELD_OUT, s.evaluate.max_steps)
@@ -72,5 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try: main()
-    except (FileNotFoundError, RuntimeError, ValueError) as error: sys.exit(f"error: {error}")
+    command(main)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from solutions.settings import TrainSettings, open_run
+from solutions.settings import TrainSettings, command, open_run
 from worldmodels.mdn_rnn import MDNRNN, train_dynamics
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
@@ -32,6 +32,9 @@ def learn_dynamics(folder: Path, vision: Vision, store: RolloutStore, s: TrainSe
     return WorldModel(vision, load_model(path, Dynamics))
 
 
-if __name__ == "__main__":
-    folder, s = open_run(__doc__)
+def main() -> None:
+    folder, s = open_run(__doc__, stage=True)
     learn_dynamics(folder, load_model(folder / "vision.safetensors", Vision), RolloutStore(folder / "store"), s)
+
+
+if __name__ == "__main__": command(main)

@@ -2,14 +2,16 @@
 
 python -m solutions.publish --run runs/laptop
 """
-import json, os, shutil, subprocess
+import json, os, shutil
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
+from solutions.evaluate import evaluate
+from solutions.settings import EvaluateSettings, TrainSettings, command
 from worldmodels.controller import load_controller, save_controller
 from worldmodels.mdn_rnn import open_loop
 from worldmodels.tools.settings import load
@@ -34,6 +36,9 @@ class PublishSettings:
     """steps after which an episode of the sample is cut"""
     megabytes: float = 5.0
     """the sample is refused if it is larger"""
+    note: str = ""
+    """a sentence for the card about how the run was made"""
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
 def cut(episode: Episode, steps: int) -> Episode:
@@ -61,23 +66,24 @@ def drawing(world: WorldModel, episode: Episode, first: int = 150, steps: int = 
     return strip(rows, every=every)
 
 
-def card(run: Path, sample: RolloutStore, report: dict) -> str:
+def card(run: Path, sample: RolloutStore, report: dict, shipped: dict, note: str) -> str:
     """What a reader of the weights wants to know, from the run's own records."""
-    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     rows = "".join(f"| {name} | {r['mean']} ± {r['sd']} | {r['low']} to {r['high']} | {r['episodes']} |\n"
-                   for name, r in ((name, report[name]) for name in ("gymnasium", "envpool") if name in report))
+                   for name, r in {"gymnasium": report["gymnasium"], "envpool": report.get("envpool"), "gymnasium, in half precision": shipped["gymnasium"],
+                                        "envpool, in half precision": shipped.get("envpool")}.items() if r)
     minutes = "".join(f"| {line['stage']} | {line['seconds'] / 60:.1f} |\n" for line in read_lines(run / "stages.jsonl"))
     return f"""# CarRacing-v3: weights and a sample
 
 `vision`, `dynamics` and `controller` are V, M and C of one run, in half precision. `sample` holds {len(sample)} of its {len(RolloutStore(run / "store"))}
 episodes ({sample.n_frames:,} frames, {sample.nbytes / 1e6:.1f} MB), the first of each way of driving and drawing, the longer ones cut.
 
-`{report['command']}` at revision {revision}. {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
+`{report['command']}` at revision {report.get("revision", "unknown")}. {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
 
 | environment | return, mean ± sd | 95 % interval of the mean | held-out tracks |
 |---|---|---|---|
 {rows}
 Tracks are those of seeds {report['seeds'][0]} to {report['seeds'][1]}, used for nothing else. `python -m solutions.evaluate --run data/carracing` scores these files again.
+{note}
 
 | stage | minutes on {os.cpu_count()} cores |
 |---|---|
@@ -85,21 +91,25 @@ Tracks are those of seeds {report['seeds'][0]} to {report['seeds'][1]}, used for
 
 
 def main() -> None:
-    s = load(PublishSettings, description=__doc__)
+    s = load(PublishSettings, description=__doc__, part_of=TrainSettings)
     run, to = Path(s.run), Path(s.to)
+    if to.exists() and not (to / "CARD.md").exists(): raise ValueError(f"{to} exists and has no CARD.md, so publish did not write it: it is left alone")
+    if not (run / "report.json").exists(): raise FileNotFoundError(f"{run} has no report.json: only a finished run of solutions.train is published")
     report = json.loads((run / "report.json").read_text())
     fresh = to.with_name(to.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     sample = write_sample(RolloutStore(run / "store"), fresh / "sample", s.episodes, s.steps)
     if sample.nbytes > s.megabytes * 1e6:
-        raise SystemExit(f"the sample has {sample.nbytes / 1e6:.1f} MB, more than {s.megabytes}; take fewer than {s.episodes} episodes")
+        raise ValueError(f"the sample has {sample.nbytes / 1e6:.1f} MB, more than {s.megabytes}; take fewer than {s.episodes} episodes")
     WorldModel.load(run).save(fresh, half=True)
     save_controller(fresh / "controller.safetensors", *load_controller(run / "controller.safetensors"))
-    driven = next(e for e in sample.episodes() if e.source == "gymnasium/controller")
-    drawing(WorldModel.load(fresh), driven).savefig(fresh / "drive.png")
-    (fresh / "CARD.md").write_text(card(run, sample, report))
+    world, controller = WorldModel.load(fresh), load_controller(fresh / "controller.safetensors")
+    shipped = evaluate(fresh, world, *controller, s.evaluate)
+    driven = max(sample.episodes(), key=lambda e: ("gymnasium" in e.source, "controller" in e.source))
+    drawing(world, driven).savefig(fresh / "drive.png")
+    (fresh / "CARD.md").write_text(card(run, sample, report, shipped, s.note))
     shutil.rmtree(to, ignore_errors=True)
     fresh.rename(to)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": command(main)

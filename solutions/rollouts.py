@@ -4,7 +4,7 @@ python -m solutions.rollouts --settings quick --run runs/car
 """
 from pathlib import Path
 
-from solutions.settings import TrainSettings, open_run
+from solutions.settings import TrainSettings, command, open_run
 from worldmodels.rollouts import NoisePolicy, collect
 from worldmodels.tools.store import RolloutStore
 
@@ -17,4 +17,4 @@ def drive_randomly(folder: Path, s: TrainSettings) -> RolloutStore:
     return collect(store, noise, c.official, "gymnasium", 10_000, c.max_steps, c.rows, "random")
 
 
-if __name__ == "__main__": drive_randomly(*open_run(__doc__))
+if __name__ == "__main__": command(lambda: drive_randomly(*open_run(__doc__, stage=True)))

@@ -1,4 +1,6 @@
 """What the stages of the pipeline share: the settings of a run, and its folder."""
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -6,6 +8,7 @@ from worldmodels.controller import ControllerSettings, EvolveSettings
 from worldmodels.mdn_rnn import MDNRNNSettings
 from worldmodels.rollouts import CollectSettings
 from worldmodels.tools.settings import claim_run_folder, load
+from worldmodels.tools.store import estimate_bytes, require_space
 from worldmodels.tools.training import FitSettings
 from worldmodels.vae import VAESettings
 
@@ -60,8 +63,37 @@ class TrainSettings:
     evolve: EvolveSettings = field(default_factory=EvolveSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
+    def __post_init__(self):
+        if self.vae.latent != self.dynamics.latent:
+            raise ValueError(f"vae.latent is {self.vae.latent} and dynamics.latent {self.dynamics.latent}: M reads what V writes, so they must be equal")
+        if self.vae.size != self.collect.size:
+            raise ValueError(f"vae.size is {self.vae.size} and collect.size {self.collect.size}: V is made for the frames that are collected")
+        if self.dynamics.action_dim != 3: raise ValueError(f"dynamics.action_dim must be 3 (steering, gas, brake), not {self.dynamics.action_dim}")
 
-def open_run(description: str | None) -> tuple[Path, TrainSettings]:
-    """Settings from the command line, and the run folder they belong to; the folder of another run is refused."""
+
+def bytes_to_come(s: TrainSettings) -> int:
+    """An upper estimate of what the rollouts of a run take on disk."""
+    frames = (s.collect.episodes + s.collect.official) * (s.collect.max_steps + 1)
+    if s.scout.generations: frames += (s.scout.episodes + s.scout.official) * (s.evolve.max_steps + 1)
+    return estimate_bytes(frames, s.collect.size)
+
+
+def open_run(description: str | None, stage: bool = False) -> tuple[Path, TrainSettings]:
+    """Settings from the command line, and the run folder they belong to.
+
+    Raises ValueError for the folder of a run with other settings, and for a single `stage` of a run with a scout, OSError where a new run's
+    rollouts would not fit on the disk; nothing is written then.
+    """
     s = load(TrainSettings, description=description)
-    return claim_run_folder(Path(s.run), s, s.fresh, ignore=("fresh",)), s
+    if stage and s.scout.generations:
+        raise ValueError("these settings begin with a scout, which only `python -m solutions.train` runs, and goes on with; "
+                         "--scout.generations 0 trains this stage without one")
+    folder = Path(s.run)
+    if not (folder / "store").exists(): require_space(folder, bytes_to_come(s))
+    return claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run")), s
+
+
+def command(main: Callable) -> None:
+    """Run a command; a mistake ends in one line that says what was wrong."""
+    try: main()
+    except (OSError, ValueError, RuntimeError, FloatingPointError) as error: sys.exit(f"error: {error}")

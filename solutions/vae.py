@@ -4,7 +4,7 @@ python -m solutions.vae --settings quick --run runs/car
 """
 from pathlib import Path
 
-from solutions.settings import TrainSettings, open_run
+from solutions.settings import TrainSettings, command, open_run
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Vision, load_model, save_model
 from worldmodels.vae import train_vae
@@ -19,6 +19,9 @@ def learn_vision(folder: Path, store: RolloutStore, s: TrainSettings, start: Vis
     return load_model(path, Vision)
 
 
-if __name__ == "__main__":
-    folder, s = open_run(__doc__)
+def main() -> None:
+    folder, s = open_run(__doc__, stage=True)
     learn_vision(folder, RolloutStore(folder / "store"), s)
+
+
+if __name__ == "__main__": command(main)

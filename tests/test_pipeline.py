@@ -20,7 +20,8 @@ def replace(source, target):
     global seen
     hit = part in str(target)
     seen += hit
-    if hit and seen == n and when == 'before': os.kill(os.getpid(), signal.SIGKILL)
+    if hit and seen == n and when == 'half': os.truncate(source, os.path.getsize(source) // 2)
+    if hit and seen == n and when in ('before', 'half'): os.kill(os.getpid(), signal.SIGKILL)
     real(source, target)
     if hit and seen == n and when == 'after': os.kill(os.getpid(), signal.SIGKILL)
 os.replace = replace
@@ -87,11 +88,13 @@ def test_report_names_what_it_takes_to_repeat_it(whole):
 def test_killed_at_every_stage_it_goes_on_and_ends_with_the_same_bits(whole, tmp_path):
     run = tmp_path / "run"
 
-    def killed(*before) -> None:
-        assert train(run, *before).returncode == -signal.SIGKILL
+    def killed(*before) -> str:
+        done = train(run, *before)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+        return done.stderr
 
-    killed(KILLER, "random-fast", "2", "before")  # collecting, in the middle of writing the second part
-    first = run / "store" / "random-fast-00000.zip"
+    killed(KILLER, "random-fast", "2", "half")  # collecting, in the middle of writing the second part
+    first = run / "store" / "random-fast-00000-00001.zip"
     written = first.stat().st_mtime_ns
     assert list((run / "store").glob("*.tmp")) and len(list((run / "store").glob("*.zip"))) == 1
 
@@ -99,7 +102,7 @@ def test_killed_at_every_stage_it_goes_on_and_ends_with_the_same_bits(whole, tmp
     evolved = read_lines(run / "scout" / "evolution.jsonl")
     assert first.stat().st_mtime_ns == written, "the part that was there has been made again"
 
-    killed(KILLER, "run/vision.checkpoint", "2", "before")  # V, in the middle of writing the second checkpoint
+    killed(KILLER, "run/vision.checkpoint", "2", "half")  # V, in the middle of writing the second checkpoint
     assert read_lines(run / "scout" / "evolution.jsonl") == evolved, "generations that were there have been made again"
     assert load_tensors(run / "vision.checkpoint.safetensors")[1]["step"] == 4
 
@@ -107,8 +110,9 @@ def test_killed_at_every_stage_it_goes_on_and_ends_with_the_same_bits(whole, tmp
     assert load_tensors(run / "vision.checkpoint.safetensors")[1]["step"] == 10
     vision = (run / "vision.safetensors").stat().st_mtime_ns
 
-    killed(HALF_A_LINE, "2")  # C, in the middle of writing the second generation
+    printed = killed(HALF_A_LINE, "2")  # C, in the middle of writing the second generation
     assert len(read_lines(run / "evolution.jsonl")) == 1
+    assert "dynamics:  40%" in printed and "dynamics:   0%" not in printed, "updates of M that were done have been done again"
     dynamics = (run / "dynamics.safetensors").stat().st_mtime_ns
 
     done = train(run)
@@ -133,8 +137,8 @@ def test_v_goes_on_from_its_checkpoint(whole, tmp_path):
 def test_a_run_with_other_settings_is_refused_and_left_alone(whole):
     run, _ = whole
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    done = subprocess.run([sys.executable, "-m", "solutions.train", "--settings", "ci", "--run", str(run), "--vae.latent", "16"],
+    done = subprocess.run([sys.executable, "-m", "solutions.train", "--settings", "ci", "--run", str(run), "--window", "8"],
                           cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode != 0 and "vae.latent: 32 -> 16" in done.stderr and "--fresh" in done.stderr
+    assert done.returncode != 0 and "window: 16 -> 8" in done.stderr and "--fresh" in done.stderr
     assert "Traceback" not in done.stderr
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before

@@ -57,12 +57,12 @@ def read_sections(ini: Path, names: str) -> list[tuple[str, str, str]]:
     return rows
 
 # %% ../../nbs/tools/settings.ipynb #1dfa6e68
-def section_flags(parser: ArgumentParser, rows: list[tuple[str, str, str]], prefix: str = "") -> list[str]:
+def section_flags(parser: ArgumentParser, rows: list[tuple[str, str, str]], prefix: str = "", skip: set[str] = frozenset()) -> list[str]:
     """`rows` below `prefix` as `--key=value`; ValueError, naming the section, for a key or a value `parser` refuses."""
     known, dot = set(parser.get_defaults().keys()) - {"settings"}, f"{prefix}." if prefix else ""
     flags = []
     for section, key, value in rows:
-        if not key.startswith(dot): continue
+        if not key.startswith(dot) or (key not in known and key in skip): continue
         name, where = key.removeprefix(dot), f"settings.ini [{section}] {key} = {value}"
         if name not in known: raise ValueError(f"{where}: unknown key{nearest(key, [dot + k for k in known])}")
         try: parser.parse_args([f"--{name}={value}"])
@@ -93,32 +93,34 @@ def split_settings(args: list[str], default: str | None = None) -> tuple[str, li
 
 # %% ../../nbs/tools/settings.ipynb #3a50f9ca
 def parse(cls: type, args: list[str], prefix: str = "", sections: str | None = None,
-          ini: Path | None = None, description: str | None = None):
+          ini: Path | None = None, description: str | None = None, part_of: type | None = None):
     """`cls` from its defaults, then sections of `ini`, then the flags `args`; ValueError says what is wrong."""
     parser = make_parser(cls, description)
+    skip = set(make_parser(part_of).get_defaults().keys()) if part_of else set()
     try:
         names, flags = split_settings(own_flags(parser, args), sections)
         rows = read_sections(ini or find_ini(), names) if names else []
-        chosen = parser.parse_args(section_flags(parser, rows, prefix) + flags)
+        chosen = parser.parse_args(section_flags(parser, rows, prefix, skip) + flags)
     except ArgumentError as e: raise ValueError(" ".join(str(e).split())) from None
     del chosen["settings"]
     return cls(**vars(parser.instantiate(chosen)))
 
 # %% ../../nbs/tools/settings.ipynb #23a87832
 def load(cls: type, args: list[str] | None = None, prefix: str = "", sections: str | None = None,
-         ini: Path | None = None, description: str | None = None):
+         ini: Path | None = None, description: str | None = None, part_of: type | None = None):
     """An instance of the frozen, maybe nested dataclass `cls`: its defaults, then sections of settings.ini, then flags.
 
     - `args`: flags `--a.b=value`, and `--settings a,b` for sections; None is the command line, and a mistake exits.
     - `prefix`: take only the sections' keys below it (`vae.latent` is then `latent`); flags never carry it.
     - `sections`: those used where `args` has no `--settings`.
     - `ini`: the file of sections, else the nearest `settings.ini` (`find_ini`).
+    - `part_of`: the dataclass of a larger command that shares the sections: keys of its that `cls` lacks are passed over.
 
     Raises ValueError for an unknown section, key or flag and for a value of the wrong type, naming what would be right;
     FileNotFoundError where sections are asked for and there is no file.
     """
-    if args is not None: return parse(cls, args, prefix, sections, ini, description)
-    try: return parse(cls, sys.argv[1:], prefix, sections, ini, description)
+    if args is not None: return parse(cls, args, prefix, sections, ini, description, part_of)
+    try: return parse(cls, sys.argv[1:], prefix, sections, ini, description, part_of)
     except (ValueError, FileNotFoundError) as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -51,7 +51,7 @@ class FitSettings:
 def has_bf16() -> bool:
     """Whether this machine computes in bfloat16 faster than in float32."""
     if torch.cuda.is_available(): return torch.cuda.is_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and (torch.cpu._is_amx_tile_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() and (torch.cpu._is_amx_tile_supported()
                                                              or torch.cpu._is_avx512_bf16_supported())
 
 # %% ../../nbs/tools/training.ipynb #edc6e7f3

@@ -117,6 +117,7 @@ def save_tensors(path, tensors: dict[str, torch.Tensor], metadata: dict | None =
     """Write a safetensors file and a JSON-able `metadata`, replacing `path` in one step."""
     with replacing(path) as tmp:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp, metadata={"json": json.dumps(metadata or {})})
+        tmp.chmod(0o644)  # safetensors lets only its owner read
 
 def load_tensors(path) -> tuple[dict[str, torch.Tensor], dict]:
     """The tensors and the metadata of a file `save_tensors` wrote; a ValueError names a file that is none."""
