@@ -33,11 +33,11 @@ runpy.run_module('solutions.train', run_name='__main__')
 HALF_A_LINE = """
 import json, os, runpy, signal, sys
 import worldmodels.controller as controller
-real, seen = controller.append_line, 0
+real, seen, n = controller.append_line, 0, int(sys.argv[1])
 def append_line(path, line):
     global seen
     seen += 1
-    if seen < int(sys.argv[1]): return real(path, line)
+    if seen < n: return real(path, line)
     open(path, 'a').write(json.dumps(line)[:40])
     os.kill(os.getpid(), signal.SIGKILL)
 controller.append_line = append_line

@@ -298,7 +298,10 @@ def replay(es: cma.CMAEvolutionStrategy, path) -> list[dict]:
         if len(record["costs"]) != es.popsize:
             raise ValueError(f"{path} has generations of {len(record['costs'])} candidates, and this search has {es.popsize}: "
                              "it belongs to another search, which needs another folder")
-        es.tell(np.array(es.ask()), record["costs"])
+        candidates = np.array(es.ask())
+        if not np.isclose(candidates.sum(), record["asked"]):
+            raise ValueError(f"{path} belongs to a search that began elsewhere or with another seed; it needs another folder")
+        es.tell(candidates, record["costs"])
     if path: replace_lines(path, records)  # without the line that a kill cut off
     return records
 
@@ -314,7 +317,7 @@ def drive_generation(es: cma.CMAEvolutionStrategy, fitness: Callable, settings: 
     costs, means = costs_of(candidates, returns, settings.decay), returns.mean(1)
     es.tell(candidates, costs)
     return {"generation": generation + 1, "mean": means.mean(), "best": means.max(), "worst": means.min(), "sigma": es.sigma,
-            "costs": costs.tolist()}
+            "asked": candidates.sum(), "costs": costs.tolist()}
 
 # %% ../nbs/04_controller.ipynb #9ff194b0
 def evolve(fitness: Callable, start: np.ndarray, settings: EvolveSettings, folder=None, seed: int = 0,
