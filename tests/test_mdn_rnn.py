@@ -347,6 +347,12 @@ def test_linear_is_least_squares_even_where_an_action_never_moves():
     assert torch.allclose(linear_nll(latents, range(6), [6, 7], 3), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("score", [lambda x: held_out_nll(MDNRNN(SMALL), x, []), lambda x: repeat_nll(x, [], [0]),
+                                   lambda x: linear_nll(x, [0], [])])
+def test_no_episode_is_no_score(score):
+    with pytest.raises(ValueError, match="at least one episode is needed"): score(make_latents())
+
+
 def test_the_noise_of_v_is_the_entropy_of_its_gaussians():
     latents = make_latents(logvar=2 * math.log(0.5))
     assert torch.allclose(noise_nll(latents, [0, 2]), Normal(0.0, 0.5).entropy().expand(2))

@@ -46,8 +46,8 @@ runpy.run_module('solutions.train', run_name='__main__')
 """
 
 
-def train(run: Path, *before: str, fresh: bool = False) -> subprocess.CompletedProcess:
-    flags = ["--settings", "ci", "--run", str(run)] + ["--fresh"] * fresh
+def train(run: Path, *before: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    flags = ["--settings", "ci", "--run", str(run), *flags]
     command = ["-c", *before, *flags] if before else ["-m", "solutions.train", *flags]
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -137,8 +137,14 @@ def test_v_goes_on_from_its_checkpoint(whole, tmp_path):
 def test_a_run_with_other_settings_is_refused_and_left_alone(whole):
     run, _ = whole
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
-    done = subprocess.run([sys.executable, "-m", "solutions.train", "--settings", "ci", "--run", str(run), "--window", "8"],
-                          cwd=ROOT, capture_output=True, text=True)
+    done = train(run, flags=("--window", "8"))
     assert done.returncode != 0 and "window: 16 -> 8" in done.stderr and "--fresh" in done.stderr
     assert "Traceback" not in done.stderr
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+def test_a_controller_that_least_squares_cannot_find_begins_at_zero(tmp_path):
+    done = train(tmp_path / "run", flags=("--controller.hidden", "5", "--controller.memory", "false", "--evaluate.episodes", "1"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not load_tensors(tmp_path / "run" / "start.safetensors")[0]["params"].any()
+    assert load_tensors(tmp_path / "run" / "controller.safetensors")[0]["params"].any()
