@@ -267,6 +267,15 @@ def test_the_file_of_another_search_is_refused_and_kept(tmp_path):
     assert (tmp_path / "evolution.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("change", [dict(seed=1), dict(start=np.ones(5))])
+def test_a_search_with_another_beginning_is_refused_and_kept(tmp_path, change):
+    evolve(Bowl(), np.zeros(5), SHORT, tmp_path)
+    before = (tmp_path / "evolution.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="began elsewhere or with another seed"):
+        evolve(Bowl(), change.get("start", np.zeros(5)), SHORT, tmp_path, change.get("seed", 0))
+    assert (tmp_path / "evolution.jsonl").read_bytes() == before
+
+
 def test_cma_draws_from_a_generator_of_its_own():
     np.random.seed(0)
     state = np.random.get_state()[1].copy()
