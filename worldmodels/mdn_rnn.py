@@ -356,7 +356,11 @@ def train_dynamics(model: Dynamics, latents: Latents, episodes, length: int, tra
 
 # %% ../nbs/02_mdn_rnn.ipynb #312fa13e
 def whole_episodes(latents: Latents, episodes, seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """z (T + 1, latent), resampled, and a (T, action_dim) of each episode; the same whenever the seed is the same."""
+    """z (T + 1, latent), resampled, and a (T, action_dim) of each episode; the same whenever the seed is the same.
+
+    Raises ValueError without an episode.
+    """
+    if not len(episodes): raise ValueError("at least one episode is needed, to fit on or to score, got none")
     rng = torch.Generator().manual_seed(seed)
     for i in episodes:
         s = latents.episode(i)
