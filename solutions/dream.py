@@ -77,6 +77,7 @@ class DreamRunSettings(TrainSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.dynamics.reward: raise ValueError("dynamics.reward must be true: M pays for the driving in its dreams")
         if self.dream.reward != "head": raise ValueError("dream.reward must be head: a car is paid for road, not for being alive")
 
 
