@@ -8,18 +8,18 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from solutions.evaluate import revision
 from solutions.mdn_rnn import learn_dynamics
 from solutions.rollouts import drive_randomly
 from solutions.settings import TrainSettings, command
-from solutions.train import Clock
+from solutions.train import Clock, retrace
 from solutions.vae import learn_vision
-from worldmodels.controller import (RealFitness, WorldModelPolicy, controllers_for, evolve, film, imitate, load_controller,
-                                    memories, save_controller, score, summary)
+from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, controllers_for, evolve, film, load_controller,
+                                    save_controller, score, summary)
 from worldmodels.dream import DreamFitness, DreamSettings, Starts, draw_leak, film_dream, foretold, leak, rank_correlation, smooth
 from worldmodels.mdn_rnn import MDNRNNSettings
 from worldmodels.rollouts import HELD_OUT, VALIDATION, collect
@@ -99,14 +99,10 @@ def learn(folder: Path, store: RolloutStore, s: DreamRunSettings, before: WorldM
     return learn_dynamics(folder, vision, store, s, before and before.dynamics), Latents.load(path)
 
 
-def retrace(before: WorldModel, params: np.ndarray, world: WorldModel, latents: Latents, store: RolloutStore, s: DreamRunSettings) -> np.ndarray:
-    """Where the search in a new dream begins: the C that decides in `world` most nearly as `params` does in the world before.
-
-    Only a linear C is found by least squares; another one begins as it is.
-    """
-    if s.controller.hidden or not s.controller.bias or not s.controller.memory: return params
-    seen = memories(before, encode_store(before.vision, store))
-    return imitate(memories(world, latents), controllers_for(before, s.controller, params)(seen, torch.zeros(len(seen), dtype=torch.long)))
+def carry_over(folder: Path, store: RolloutStore, before: WorldModel | None, params: np.ndarray | None, world: WorldModel, s: DreamRunSettings) -> np.ndarray:
+    """Where a round's search begins: zeros, or the last C, which is moved to the new V and M where least squares can do it."""
+    if before is None: return np.zeros(controllers_for(world, s.controller).dimension)
+    return retrace(folder, store, before, params, world, s) if s.controller == ControllerSettings() else params
 
 
 def keep_checkpoints(folder: Path, fitness: DreamFitness, s: DreamRunSettings):
@@ -161,7 +157,7 @@ def look_back(folder: Path, world: WorldModel, latents: Latents, store: RolloutS
             "reward_correlation": round(rank_correlation(expected, paid), 3)}
 
 
-def draw_rounds(rounds: list[dict]) -> plt.Figure:
+def draw_rounds(rounds: list[dict]) -> Figure:
     """Real return on validation tracks after each round, with the interval of its mean, against the real frames seen."""
     frames, real = [r["real_frames"] for r in rounds], [r["real"] for r in rounds]
     return show.curves({"real": (frames, [r["mean"] for r in real])}, "real frames seen by V and M", "real return (95 % interval)",
@@ -188,8 +184,7 @@ def main() -> None:
             clock(f"round {round}: driving")
         world, latents = learn(here, store, s, before[0])
         clock(f"round {round}: V and M")
-        begin = (lambda: retrace(*before, world, latents, store, s)) if round else lambda: np.zeros(controllers_for(world, s.controller).dimension)
-        params = dream_on(here, world, latents, s, round, begin)
+        params = dream_on(here, world, latents, s, round, lambda: carry_over(here, store, *before, world, s))
         clock(f"round {round}: C")
     report(folder, store, s, clock)
 

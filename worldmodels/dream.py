@@ -261,9 +261,11 @@ class Dream:
         m = self.dynamics = world.dynamics
         self.world, self.starts, self.settings, self.z = world, starts, settings, None
         if starts.mu.shape[1] != m.latent: raise ValueError(f"starts have a latent of {starts.mu.shape[1]}, {type(m).__name__} one of {m.latent}")
-        with torch.inference_mode(): said, _ = m.step(torch.zeros(1, m.latent), torch.zeros(1, m.action_dim), m.initial(1))
+        with torch.inference_mode():
+            said, _ = m.step(torch.zeros(1, m.latent), torch.zeros(1, m.action_dim), m.initial(1))
+            has = {"reward": said.reward is not None, "done": said.done is not None}
         for head, needed, instead in (("reward", settings.reward == "head", "reward='alive'"), ("done", settings.done != "never", "done='never'")):
-            if needed and getattr(said, head) is None:
+            if needed and not has[head]:
                 raise ValueError(f"this {type(m).__name__} has no {head} head: train one with --dynamics.{head} true "
                                  f"(`python -m solutions.dream` does), or dream with {instead}")
 
