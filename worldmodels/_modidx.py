@@ -242,6 +242,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'worldmodels/mdn_rnn.py'),
                                      'worldmodels.mdn_rnn.Mixture': ('mdn_rnn.html#mixture', 'worldmodels/mdn_rnn.py'),
                                      'worldmodels.mdn_rnn.Mixture.__init__': ('mdn_rnn.html#mixture.__init__', 'worldmodels/mdn_rnn.py'),
+                                     'worldmodels.mdn_rnn.Mixture.log_pi': ('mdn_rnn.html#mixture.log_pi', 'worldmodels/mdn_rnn.py'),
                                      'worldmodels.mdn_rnn.Mixture.mean': ('mdn_rnn.html#mixture.mean', 'worldmodels/mdn_rnn.py'),
                                      'worldmodels.mdn_rnn.Mixture.nll': ('mdn_rnn.html#mixture.nll', 'worldmodels/mdn_rnn.py'),
                                      'worldmodels.mdn_rnn.Mixture.sample': ('mdn_rnn.html#mixture.sample', 'worldmodels/mdn_rnn.py'),
