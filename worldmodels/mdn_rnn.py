@@ -21,7 +21,7 @@ from torch import nn
 
 from .tools.check import close, equal, shape, that
 from .tools.training import FitSettings, fit, step_seed
-from .tools.world import Dynamics, Prediction, State, register
+from .tools.world import Dynamics, Prediction, State, normal, register, uniform
 from .vae import Latents
 
 # %% ../nbs/02_mdn_rnn.ipynb #00be9892
@@ -58,7 +58,8 @@ def test_sample(sample: Callable) -> None:
     """A function sample(mixture, temperature, generator): right frequencies and spreads at every temperature."""
     n, draw = 20_000, lambda m, tau, seed=0: sample(m, tau, torch.Generator().manual_seed(seed))
     def pair(shared=False):  # two components, far apart and of width 0.5, in each of 2 dimensions
-        return SimpleNamespace(log_pi=torch.tensor([0.8, 0.2]).log().expand(n, 1 if shared else 2, 2),
+        log_pi = torch.tensor([0.8, 0.2]).log().expand(n, 1 if shared else 2, 2)
+        return SimpleNamespace(logits=log_pi, log_pi=log_pi,
                                mu=torch.tensor([-5.0, 5.0]).expand(n, 2, 2), log_sigma=torch.full((n, 2, 2), 0.5).log())
     m = pair()
     shape("one value for each dimension: (…, latent)", draw(m, 1.0), (n, 2))
@@ -89,8 +90,12 @@ class Mixture:
         if mu.shape != log_sigma.shape or logits.shape not in (mu.shape, (*mu.shape[:-2], 1, mu.shape[-1])):
             raise ValueError("a Mixture needs mu and log_sigma (…, latent, K) and logits (…, latent, K) or (…, 1, K), "
                              f"got {tuple(mu.shape)}, {tuple(log_sigma.shape)} and {tuple(logits.shape)}")
-        self.log_pi = logits.log_softmax(-1)
-        self.mu, self.log_sigma = mu, log_sigma.clamp(min=LOG_SIGMA_FLOOR)
+        self.logits, self.mu, self.log_sigma = logits, mu, log_sigma.clamp(min=LOG_SIGMA_FLOOR)
+
+    @cached_property
+    def log_pi(self) -> torch.Tensor:
+        """log π, (…, latent, K) or (…, 1, K); computed when asked for, since drawing needs no normalised weights."""
+        return self.logits.log_softmax(-1)
 
     def nll(self, z: torch.Tensor) -> torch.Tensor:
         """-log p(z) in nats, summed over dimensions: (…, latent) to (…)."""
@@ -105,12 +110,10 @@ class Mixture:
         """A draw of z, (…, latent): logits / τ, noise · √τ (paper, section 4; its code)."""
         if not temperature > 0: raise ValueError(f"temperature must be above 0, not {temperature}")
         # the largest of log π / τ + Gumbel noise is a draw from the softmax, without building the probabilities
-        uniform = torch.rand(self.log_pi.shape, generator=generator, device=self.mu.device)
-        gumbel = -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
-        k = (self.log_pi / temperature + gumbel).argmax(-1, keepdim=True).expand(*self.mu.shape[:-1], 1)
+        gumbel = -torch.log(-torch.log(uniform(self.logits.shape, generator, self.mu.device).clamp(1e-10, 1 - 1e-7)))
+        k = (self.logits / temperature + gumbel).argmax(-1, keepdim=True).expand(*self.mu.shape[:-1], 1)
         mu, sigma = self.mu.gather(-1, k).squeeze(-1), self.log_sigma.gather(-1, k).squeeze(-1).exp()
-        noise = torch.randn(mu.shape, generator=generator, device=mu.device)
-        return mu + math.sqrt(temperature) * sigma * noise
+        return mu + math.sqrt(temperature) * sigma * normal(mu.shape, generator, mu.device)
 
     def mean(self) -> torch.Tensor:
         """The expected z, (…, latent)."""
