@@ -6,6 +6,7 @@ python -m solutions.evaluate --run runs/car --render human
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -37,14 +38,19 @@ def gap(fast: np.ndarray, official: np.ndarray) -> dict:
 
 
 def evaluate(folder: Path, world: WorldModel, settings: ControllerSettings, params: np.ndarray, s: EvaluateSettings) -> dict:
-    """Write `folder`/report.json: the returns on held-out tracks, with everything needed to repeat them.
+    """Write `folder`/report.json: the returns of a controller on held-out tracks, with everything needed to repeat them.
 
     Raises ValueError for a number of episodes that there are no tracks for, or a controller that does not fit; nothing is written then.
     """
-    if not 1 <= s.episodes <= len(HELD_OUT): raise ValueError(f"episodes must be 1 to {len(HELD_OUT):,}, not {s.episodes}")
     controllers_for(world, settings, params)  # refuses a controller of another width before the first step
+    return write_report(folder, lambda seeds, backend: score(world, settings, params, seeds, backend, s.max_steps), s)
+
+
+def write_report(folder: Path, drive: Callable, s: EvaluateSettings) -> dict:
+    """The report of whatever `drive(seeds, backend)` gives the returns (episodes,) of; see `evaluate`."""
+    if not 1 <= s.episodes <= len(HELD_OUT): raise ValueError(f"episodes must be 1 to {len(HELD_OUT):,}, not {s.episodes}")
     seeds, backends = HELD_OUT[:s.episodes], ["gymnasium", *(["envpool"] if has_envpool() else [])]
-    returns = {backend: score(world, settings, params, seeds, backend, s.max_steps) for backend in backends}
+    returns = {backend: drive(seeds, backend) for backend in backends}
     report = {"environment": "CarRacing-v3", "versions": {name: version(name) for name in [*backends, "torch"]},
               "revision": revision(), "seeds": [seeds[0], seeds[-1]], "max_steps": s.max_steps, "command": shlex.join(["python", *sys.orig_argv[1:]])}
     for backend, r in returns.items():
