@@ -4,6 +4,7 @@ python -m solutions.ppo --settings laptop --run runs/ppo
 python -m solutions.ppo --settings laptop --run runs/ppo --render human
 python -m solutions.ppo --settings laptop --run runs/ppo --drive 128 --official 24
 """
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -52,7 +53,8 @@ def main() -> None:
     claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "render", "drive", "official", *(f"evaluate.{k}" for k in vars(s.evaluate))))
     driver = train_ppo(s.ppo, folder, s.seed)
     if s.drive or s.official: drive(folder, driver, s)
-    if not (folder / "report.json").exists():
+    report = folder / "report.json"
+    if not report.exists() or json.loads(report.read_text())["gymnasium"]["episodes"] != s.evaluate.episodes:
         write_report(folder, lambda seeds, backend: score_policy(driver, seeds, backend, s.evaluate.max_steps, size=s.ppo.size), s.evaluate)
     print(f"PPO, its curve and its score are in {folder}")
 

@@ -94,6 +94,8 @@ class StudySettings:
     """start anew, even if the folder holds studies"""
     part: Literal["all", "data", "controls", "time"] = "all"
     """which study: data policies, controls, or time to a score"""
+    policies: str = "white,brownian,held,ppo,iterated"
+    """ways of collecting data that are compared"""
     ppo: str = "runs/ppo"
     """a run of solutions.ppo, for its data, its score and its curve; where there is none, its rows say so"""
     world: str = "data/carracing"
