@@ -22,8 +22,8 @@ from solutions.settings import StudySettings, command
 from worldmodels.baselines import load_ppo, on_road, paired, random_search, time_to_score
 from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, controllers_for, evolve, load_controller,
                                     save_controller, score_policy)
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, horizon_error, stretches, train_dynamics, whole_episodes
-from worldmodels.rollouts import NOISES, NoisePolicy, Policy, RoadFollower, collect
+from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, horizon_error, stretches, train_dynamics, whole_episodes
+from worldmodels.rollouts import NoisePolicy, Policy, RoadFollower, collect
 from worldmodels.tools import show
 from worldmodels.tools.importers import ImportSettings, ends, naming, shrink
 from worldmodels.tools.settings import claim_run_folder, load, write_json
