@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from worldmodels import mdn_rnn
 from worldmodels.mdn_rnn import (LOG_SIGMA_FLOOR, MDNRNN, MDNRNNSettings, Mixture, MixtureHead, dynamics_loss,
                                  gaussian_nll, held_out_nll, horizon_error, linear_nll, noise_nll, open_loop,
                                  repeat_nll, run_lstm, stretches, train_dynamics, whole_episodes, windows)
