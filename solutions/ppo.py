@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from solutions.evaluate import write_report
-from solutions.settings import EvaluateSettings, Everything, command
+from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.baselines import PPOPolicy, PPOSettings, load_ppo, require_sb3, train_ppo
 from worldmodels.controller import score_policy, watch_policy
 from worldmodels.rollouts import HELD_OUT, collect
@@ -46,7 +46,7 @@ def drive(folder: Path, driver: PPOPolicy, s: PPOCommand) -> RolloutStore:
 
 
 def main() -> None:
-    s = load(PPOCommand, description=__doc__, part_of=Everything)
+    s = load(PPOCommand, description=__doc__, part_of=Sections)
     require_sb3()  # before anything is written
     folder = Path(s.run)
     if s.render == "human": return watch_policy(load_ppo(folder / "ppo.safetensors"), HELD_OUT, s.evaluate.max_steps, s.ppo.size)

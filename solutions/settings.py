@@ -45,7 +45,7 @@ class EvaluateSettings:
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything from the first frame to the report. The defaults are the paper's numbers."""
+    """Sections from the first frame to the report. The defaults are the paper's numbers."""
 
     run: str = "runs/car"
     """folder of the run"""
@@ -122,8 +122,8 @@ class StudySettings:
 
 
 @dataclass(frozen=True)
-class Everything(TrainSettings):
-    """Every key that a section of settings.ini may have: a command passes over those of the others, and refuses the rest."""
+class Sections(TrainSettings):
+    """What a section of settings.ini may hold: the keys of every command."""
 
     ppo: PPOSettings = field(default_factory=PPOSettings)
     baselines: StudySettings = field(default_factory=StudySettings)
@@ -142,7 +142,7 @@ def open_run(description: str | None, stage: bool = False) -> tuple[Path, TrainS
     Raises ValueError for the folder of a run with other settings, and for a single `stage` of a run with a scout, OSError where a new run's
     rollouts would not fit on the disk; nothing is written then.
     """
-    s = load(TrainSettings, description=description, part_of=Everything)
+    s = load(TrainSettings, description=description, part_of=Sections)
     if stage and s.scout.generations:
         raise ValueError("these settings begin with a scout, which only `python -m solutions.train` runs, and goes on with; "
                          "--scout.generations 0 trains this stage without one")

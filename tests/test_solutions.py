@@ -7,7 +7,7 @@ import pytest
 from solutions.evaluate import EvaluateCommand
 from solutions.ppo import PPOCommand
 from solutions.publish import PublishSettings
-from solutions.settings import Everything, StudySettings, TrainSettings
+from solutions.settings import Sections, StudySettings, TrainSettings
 from worldmodels.tools.settings import load
 
 ROOT = Path(__file__).parents[1]
@@ -18,14 +18,14 @@ INI.read(ROOT / "settings.ini")
 @pytest.mark.parametrize("section", INI.sections())
 @pytest.mark.parametrize("command", [TrainSettings, EvaluateCommand, PublishSettings, PPOCommand])
 def test_every_section_is_taken_by_every_command(section, command):
-    assert load(command, ["--settings", section], part_of=Everything)
+    assert load(command, ["--settings", section], part_of=Sections)
     assert load(StudySettings, ["--settings", section], prefix="baselines")
 
 
 def test_a_key_that_no_command_has_is_refused_by_all(tmp_path):
     (tmp_path / "settings.ini").write_text("[odd]\nppo.rowz = 3\n")
     with pytest.raises(ValueError, match=r"\[odd\] ppo.rowz"):
-        load(TrainSettings, ["--settings", "odd"], ini=tmp_path / "settings.ini", part_of=Everything)
+        load(TrainSettings, ["--settings", "odd"], ini=tmp_path / "settings.ini", part_of=Sections)
 
 
 def run(*args) -> subprocess.CompletedProcess:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from solutions.settings import Everything, TrainSettings
+from solutions.settings import Sections, TrainSettings
 from worldmodels.controller import controllers_for, load_controller
 from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.tools.settings import load
@@ -22,7 +22,7 @@ SIZES = {"paper": (4_348_547, 422_368, 867), "ctallec": (4_348_547, 383_047, 867
          "solutions96": (2_274_051, 383_047, 867), "lstm768": (4_348_547, 2_839_008, 2_403)}
 
 
-def settings(name: str) -> TrainSettings: return load(TrainSettings, ["--settings", name], part_of=Everything)
+def settings(name: str) -> TrainSettings: return load(TrainSettings, ["--settings", name], part_of=Sections)
 
 
 def count(model) -> int: return sum(p.numel() for p in model.parameters() if p.requires_grad)
