@@ -412,22 +412,24 @@ def time_figure(curves: dict[str, list[dict]]) -> Figure:
     return fig
 
 
-def write(folder: Path, name: str, table: str, figure: Figure) -> None:
-    """`name`.md and `name`.png, and the table on the screen."""
-    (folder / f"{name}.md").write_text(table, encoding="utf-8")
-    figure.savefig(folder / f"{name}.png", dpi=show.DPI)
+def write(folders: list[Path], name: str, table: str, figure: Figure) -> None:
+    """`name`.md and `name`.png in every folder, and the table on the screen."""
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.md").write_text(table, encoding="utf-8")
+        figure.savefig(folder / f"{name}.png", dpi=show.DPI)
     print(table, flush=True)
 
 
 def main() -> None:
     s = load(StudySettings, prefix="baselines", description=__doc__)
     if unknown := set(s.policies.split(",")) - set(POLICIES): raise ValueError(f"unknown policies {', '.join(sorted(unknown))}; known are {', '.join(POLICIES)}")
-    folder = claim_run_folder(Path(s.run), s, s.fresh, ignore=("fresh", "run", "part", "policies", "ppo"))
+    folder = claim_run_folder(Path(s.run), s, s.fresh, ignore=("fresh", "run", "to", "part", "policies", "ppo"))
     show.use_style()
-    cells = Cells(folder)
-    if s.part in ("all", "data"): write(folder, "data", data_table(rows := data_study(cells, s), s), data_figure(rows))
-    if s.part in ("all", "controls"): write(folder, "controls", control_table(rows := control_study(cells, s), s), control_figure(rows))
-    if s.part in ("all", "time"): write(folder, "time", time_table(rows := time_study(cells, s), s), time_figure(rows))
+    cells, folders = Cells(folder), [folder, *([Path(s.to)] if s.to else [])]
+    if s.part in ("all", "data"): write(folders, "data", data_table(rows := data_study(cells, s), s), data_figure(rows))
+    if s.part in ("all", "controls"): write(folders, "controls", control_table(rows := control_study(cells, s), s), control_figure(rows))
+    if s.part in ("all", "time"): write(folders, "time", time_table(rows := time_study(cells, s), s), time_figure(rows))
 
 
 if __name__ == "__main__": command(main)

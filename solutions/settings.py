@@ -90,6 +90,8 @@ class StudySettings:
 
     run: str = "runs/baselines"
     """folder of the studies"""
+    to: str = ""
+    """folder that also gets the tables and the figures, if given"""
     fresh: bool = False
     """start anew, even if the folder holds studies"""
     part: Literal["all", "data", "controls", "time"] = "all"
