@@ -6,8 +6,9 @@ import pytest
 
 from solutions.dream import DreamRunSettings
 from solutions.evaluate import EvaluateCommand
+from solutions.ppo import PPOCommand
 from solutions.publish import PublishSettings
-from solutions.settings import TrainSettings
+from solutions.settings import Sections, StudySettings, TrainSettings
 from worldmodels.tools.settings import load
 
 ROOT = Path(__file__).parents[1]
@@ -19,9 +20,16 @@ SECTIONS = [section for section in INI.sections() if ":" not in section]  # [qui
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-@pytest.mark.parametrize("command", [TrainSettings, EvaluateCommand, PublishSettings])
+@pytest.mark.parametrize("command", [TrainSettings, EvaluateCommand, PublishSettings, PPOCommand])
 def test_every_section_is_taken_by_every_command(section, command):
-    assert load(command, ["--settings", section], part_of=None if command is TrainSettings else TrainSettings)
+    assert load(command, ["--settings", section], part_of=Sections)
+    assert load(StudySettings, ["--settings", section], prefix="baselines")
+
+
+def test_a_key_that_no_command_has_is_refused_by_all(tmp_path):
+    (tmp_path / "settings.ini").write_text("[odd]\nppo.rowz = 3\n")
+    with pytest.raises(ValueError, match=r"\[odd\] ppo.rowz"):
+        load(TrainSettings, ["--settings", "odd"], ini=tmp_path / "settings.ini", part_of=Sections)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -42,6 +50,8 @@ def run(*args) -> subprocess.CompletedProcess:
     (["--vae.size", "96"], ["vae.size is 96", "collect.size 64"]),
     (["--dynamics.action_dim", "1"], ["action_dim must be 3"]),
     (["--evolve.sigma", "0"], ["sigma must be above 0"]),
+    (["--warm_up", "16"], ["warm_up must be 0 to window - 1 = 15"]),
+    (["--store", "somewhere"], ["a scout would write its driving into somewhere"]),
 ])
 def test_settings_that_do_not_fit_each_other_are_refused_at_once(tmp_path, flags, words):
     done = run("solutions.train", "--settings", "ci", "--run", str(tmp_path / "run"), *flags)

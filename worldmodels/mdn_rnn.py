@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LOG_SIGMA_FLOOR', 'test_nll', 'test_sample', 'Mixture', 'MixtureHead', 'test_lstm_step', 'run_lstm',
            'HeadsPrediction', 'MDNRNNSettings', 'check_widths', 'MDNRNN', 'resample', 'windows', 'test_dynamics_loss',
-           'dynamics_loss', 'train_dynamics', 'whole_episodes', 'held_out_nll', 'gaussian_nll', 'repeat_nll',
-           'linear_nll', 'noise_nll', 'stretches', 'test_open_loop', 'open_loop', 'horizon_error']
+           'dynamics_loss', 'require_actions', 'train_dynamics', 'whole_episodes', 'held_out_nll', 'gaussian_nll',
+           'repeat_nll', 'linear_nll', 'noise_nll', 'stretches', 'test_open_loop', 'open_loop', 'horizon_error']
 
 # %% ../nbs/02_mdn_rnn.ipynb #40b6f526
 import math
@@ -351,10 +351,28 @@ def dynamics_loss(model: Dynamics, batch: dict, done_weight: float = 10.0) -> tu
     return sum(numbers.values()), {k: v.detach() for k, v in numbers.items()}
 
 # %% ../nbs/02_mdn_rnn.ipynb #8fa3df70
+def require_actions(width: int, model: Dynamics) -> None:
+    """A ValueError where data has actions of another `width` than `model` expects, or none at all."""
+    if width == 0:
+        raise ValueError("this data has frames but no actions: V can learn from it, M cannot, since M predicts what an action does")
+    if width != model.action_dim:
+        raise ValueError(f"this data has {width} numbers an action, and {type(model).__name__} expects {model.action_dim}")
+
 def train_dynamics(model: Dynamics, latents: Latents, episodes, length: int, training: FitSettings, folder=None,
-                   seed: int = 0) -> Dynamics:
-    """Train any M on windows of `length` steps of some episodes; resumes in `folder`."""
-    batches = lambda seed, step: windows(latents, episodes, length, training.batch, seed, step)
+                   seed: int = 0, warm_up: int = 0) -> Dynamics:
+    """Train any M on windows of `length` steps of some episodes; resumes in `folder`.
+
+    The first `warm_up` steps of a window only fill M's memory, and do not count in the loss. Raises ValueError where the
+    actions are not M's, or where a warm-up leaves no step to learn from.
+    """
+    require_actions(latents.actions.shape[-1], model)
+    longest = min(length, int(latents.lengths[torch.as_tensor(episodes)].max())) if len(episodes) else length
+    if not 0 <= warm_up < longest: raise ValueError(f"warm_up must be 0 to {longest - 1}, below the steps of a window, not {warm_up}")
+    def batches(seed, step):
+        for batch in windows(latents, episodes, length, training.batch, seed, step):
+            counted = batch["mask"].clone()
+            counted[:, :warm_up] = False
+            yield batch | {"mask": counted} if counted.any() else batch  # a batch of short episodes alone counts in full
     return fit(model, batches, dynamics_loss, training, folder, "dynamics", seed)
 
 # %% ../nbs/02_mdn_rnn.ipynb #312fa13e
