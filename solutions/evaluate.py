@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from solutions.settings import EvaluateSettings, TrainSettings, command
+from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.controller import ControllerSettings, controllers_for, film, load_controller, score, summary, watch
 from worldmodels.rollouts import HELD_OUT, has_envpool
 from worldmodels.tools.settings import load, write_json
@@ -70,7 +70,7 @@ class EvaluateCommand:
 
 
 def main() -> None:
-    s = load(EvaluateCommand, description=__doc__, part_of=TrainSettings)
+    s = load(EvaluateCommand, description=__doc__, part_of=Sections)
     folder = Path(s.run)
     world, controller = WorldModel.load(folder), load_controller(folder / "controller.safetensors")
     if s.render == "human": return watch(world, *controller, HELD_OUT, s.evaluate.max_steps)

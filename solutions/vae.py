@@ -20,7 +20,7 @@ def learn_vision(folder: Path, store: RolloutStore, s: TrainSettings, start: Vis
 
 
 def main() -> None:
-    folder, s = open_run(__doc__, stage=True)
+    folder, s = open_run(__doc__, stage=True, joint=False)
     learn_vision(folder, RolloutStore(folder / "store"), s)
 
 

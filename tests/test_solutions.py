@@ -6,7 +6,7 @@ import pytest
 
 from solutions.evaluate import EvaluateCommand
 from solutions.publish import PublishSettings
-from solutions.settings import TrainSettings
+from solutions.settings import CompareSettings, Sections, TrainSettings
 from worldmodels.tools.settings import load
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +17,12 @@ INI.read(ROOT / "settings.ini")
 @pytest.mark.parametrize("section", INI.sections())
 @pytest.mark.parametrize("command", [TrainSettings, EvaluateCommand, PublishSettings])
 def test_every_section_is_taken_by_every_command(section, command):
-    assert load(command, ["--settings", section], part_of=None if command is TrainSettings else TrainSettings)
+    assert load(command, ["--settings", section], part_of=Sections)
+
+
+@pytest.mark.parametrize("section", INI.sections())
+def test_every_section_holds_only_keys_that_some_command_knows(section):
+    assert load(Sections, ["--settings", section]) and load(CompareSettings, ["--settings", section], prefix="compare")
 
 
 def run(*args) -> subprocess.CompletedProcess:
@@ -29,6 +34,11 @@ def run(*args) -> subprocess.CompletedProcess:
     (["--vae.size", "96"], ["vae.size is 96", "collect.size 64"]),
     (["--dynamics.action_dim", "1"], ["action_dim must be 3"]),
     (["--evolve.sigma", "0"], ["sigma must be above 0"]),
+    (["--model", "LSTM"], ["model", "MDNRNN", "TransformerMDN"]),
+    (["--model", "TraDE", "--trade.latent", "16"], ["vae.latent is 32", "trade.latent 16"]),
+    (["--model", "TransformerMDN", "--transformer.longest", "8"], ["window must be at least 1", "transformer.longest (8), not 16"]),
+    (["--model", "ViTWM", "--vit_wm.size", "96"], ["vit_wm.size is 96", "collect.size 64"]),
+    (["--model", "ViTWM", "--vit_wm.longest", "3"], ["clip must be at least 1", "vit_wm.longest (3), not 4"]),
 ])
 def test_settings_that_do_not_fit_each_other_are_refused_at_once(tmp_path, flags, words):
     done = run("solutions.train", "--settings", "ci", "--run", str(tmp_path / "run"), *flags)
@@ -37,10 +47,17 @@ def test_settings_that_do_not_fit_each_other_are_refused_at_once(tmp_path, flags
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("stage", ["rollouts", "vae", "mdn_rnn", "controller"])
+@pytest.mark.parametrize("stage", ["rollouts", "vae", "mdn_rnn", "transformer", "controller"])
 def test_a_single_stage_refuses_a_run_with_a_scout(tmp_path, stage):
     done = run(f"solutions.{stage}", "--settings", "ci", "--run", str(tmp_path / "run"))
     assert done.returncode != 0 and "scout" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", ["vae", "mdn_rnn"])
+def test_a_stage_of_v_or_m_alone_refuses_a_model_that_is_both(tmp_path, stage):
+    done = run(f"solutions.{stage}", "--settings", "ci,vit-wm", "--scout.generations", "0", "--run", str(tmp_path / "run"))
+    assert done.returncode != 0 and "solutions.transformer" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
