@@ -306,7 +306,7 @@ def test_trade_is_autoregressive_over_dimensions(): transformer.test_order(given
 
 
 def test_the_whole_model_is_too():
-    model, (z, a, _) = make("TraDE"), inputs(1, 4)
+    model, z, a = make("TraDE"), torch.randn(1, 4, 5), torch.randn(1, 4, 2)
     transformer.test_order(lambda x: model(z, a).mixture.given(x.expand(1, 4, 5)).mu[0, -1])
 
 
