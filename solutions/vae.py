@@ -22,7 +22,7 @@ def learn_vision(folder: Path, store: RolloutStore, s: TrainSettings, start: Vis
 
 
 def main() -> None:
-    folder, s = open_run(__doc__, stage=True)
+    folder, s = open_run(__doc__, stage=True, joint=False)
     learn_vision(folder, open_store(folder, s), s)
 
 
