@@ -21,7 +21,7 @@ from torch import nn
 
 from .tools.check import close, equal, shape, that
 from .tools.training import FitSettings, fit, step_seed
-from .tools.world import Dynamics, Prediction, State, register
+from .tools.world import Dynamics, Prediction, State, normal, register, uniform
 from .vae import Latents
 
 # %% ../nbs/02_mdn_rnn.ipynb #00be9892
@@ -105,12 +105,10 @@ class Mixture:
         """A draw of z, (…, latent): logits / τ, noise · √τ (paper, section 4; its code)."""
         if not temperature > 0: raise ValueError(f"temperature must be above 0, not {temperature}")
         # the largest of log π / τ + Gumbel noise is a draw from the softmax, without building the probabilities
-        uniform = torch.rand(self.log_pi.shape, generator=generator, device=self.mu.device)
-        gumbel = -torch.log(-torch.log(uniform.clamp(1e-10, 1 - 1e-7)))
+        gumbel = -torch.log(-torch.log(uniform(self.log_pi.shape, generator, self.mu.device).clamp(1e-10, 1 - 1e-7)))
         k = (self.log_pi / temperature + gumbel).argmax(-1, keepdim=True).expand(*self.mu.shape[:-1], 1)
         mu, sigma = self.mu.gather(-1, k).squeeze(-1), self.log_sigma.gather(-1, k).squeeze(-1).exp()
-        noise = torch.randn(mu.shape, generator=generator, device=mu.device)
-        return mu + math.sqrt(temperature) * sigma * noise
+        return mu + math.sqrt(temperature) * sigma * normal(mu.shape, generator, mu.device)
 
     def mean(self) -> torch.Tensor:
         """The expected z, (…, latent)."""

@@ -261,7 +261,7 @@ def buttons(action: float) -> list[bool]:
     return [bool(action < -1 / 3), bool(action > 1 / 3)]
 
 def prepare_doom(screen: np.ndarray, size: int = 64) -> np.ndarray:
-    """A screen of Doom (H, W, 3) uint8 without its status bar, rows 0 to 400 of 480, averaged by area: (size, size, 3)."""
+    """A screen of Doom (H, W, 3) uint8 without its status bar (rows 0 to 400 of 480), averaged by area: (size, size, 3)."""
     return cv2.resize(screen[:len(screen) * 5 // 6], (size, size), interpolation=cv2.INTER_AREA)
 
 scratch_folder = cache(tempfile.TemporaryDirectory)  # one for this process, gone when it ends
@@ -273,7 +273,7 @@ def require_vizdoom() -> None:
                           "chapter 06; every other chapter works without")
 
 # %% ../nbs/00_rollouts.ipynb #c8e33559
-def doom_game(resolution: str = "RES_160X120"):
+def doom_game(resolution: str = "RES_320X240"):
     """A `vizdoom.DoomGame` of TakeCover (skill 4, 35 tics a second), started: no window, no sound.
 
     The damage flash and the status bar are drawn, as in the paper's time; `take_cover.cfg` has since switched both off.
