@@ -154,26 +154,30 @@ def examine(model: Dynamics, latents: Latents, held_out: np.ndarray, s: DoomSett
     weight, (logits, died) = s.dream.done_weight, done_logits(model, latents, held_out)
     found = {"nll": round(float(held_out_nll(model, latents, held_out).mean()), 4), "steps": len(died), "deaths": int(died.sum()),
              "expected": round(float(done_probability(logits, weight).sum()), 2)}
+    if not 0 < found["deaths"] < found["steps"]: return found
     lines = {"as trained": logits}
-    if s.calibrate and 0 < found["deaths"] < found["steps"]:
+    if s.calibrate:
         found["a"], found["b"] = calibrate(model, latents, held_out, weight)
         lines["calibrated"] = done_logits(model, latents, held_out)[0]
-    fig, ax = show._axes("M says: dies at this step (probability)", "share that died", [*lines])
-    for name, x in lines.items():
-        p = done_probability(x, weight).clamp(min=1e-6)
-        said, share, count = reliability(p, died, np.geomspace(1e-6, 1, 13))
-        seen = (count > 0) & (share > 0)
-        ax.plot(said[seen], share[seen], marker="o", label=name)
-        # how much better than the same rate at every step, in nats a death: a perfect guess of the rate scores 0
-        rate = float(died.float().mean())
-        entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate)) if 0 < rate < 1 else 0.0
-        loss = -float(torch.where(died, p.log(), (1 - p).clamp(min=1e-9).log()).mean())
-        found[f"gain, {name}"] = round((entropy - loss) / max(rate, 1e-9), 3)
-    ax.plot([1e-4, 1], [1e-4, 1], color=show.COLORS["baseline"], linestyle=(0, (4, 3)), label="honest")
-    ax.set(xscale="log", yscale="log")
-    ax.legend()
+    found["nats a death better than a constant rate"] = {name: gain(done_probability(x, weight), died) for name, x in lines.items()}
+    fig = show.curves({"baseline": ([1e-4, 1], [1e-4, 1])} | {name: honest(done_probability(x, weight), died) for name, x in lines.items()},
+                      "M says: dies at this step (probability)", "share that died", log=True)
+    fig.axes[0].set(xscale="log")
     fig.savefig(folder / "reliability.png")
     return found
+
+
+def gain(p: torch.Tensor, died: torch.Tensor) -> float:
+    """How much better the probabilities p (n,) tell deaths than their rate, said at every step, would: nats a death."""
+    rate, p = died.double().mean(), p.double().clamp(1e-9, 1 - 1e-9)
+    loss = lambda q: -torch.where(died, q.log(), (1 - q).log()).mean()
+    return round(float((loss(rate.expand(p.shape)) - loss(p)) / rate), 3)
+
+
+def honest(p: torch.Tensor, died: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What was said and the share that died, in those groups in which somebody did."""
+    said, share, _ = reliability(p.clamp(min=1e-6), died, np.geomspace(1e-6, 1, 13))
+    return said[share > 0], share[share > 0]
 
 
 # One cell of the table: a controller, its dream, the game
@@ -204,19 +208,19 @@ def grow(old: Path, new: Path, world: WorldModel, params: np.ndarray, s: DoomSet
     return collect(RolloutStore(new), policy, s.driven, "fast", 20_000 * number, s.collect.max_steps, s.collect.rows, f"round-{number}")
 
 
-def learn_in_rounds(folder: Path, store: RolloutStore, s: DoomSettings, seed: int, clock: Clock) -> tuple[Path, WorldModel, RolloutStore]:
-    """The last round's folder, world and store for one training seed; without iterations there is one round."""
-    world, short = learn(folder, store, s, seed, clock), lambda fit: replace(fit, steps=max(1, round(s.again * fit.steps)))
-    later = replace(s, vae_fit=short(s.vae_fit), dynamics_fit=short(s.dynamics_fit))
+def learn_in_rounds(run: Path, store: RolloutStore, s: DoomSettings, seed: int, clock: Clock) -> tuple[WorldModel, RolloutStore]:
+    """The last round's world and store for one training seed; without iterations there is one round."""
+    folder, short = run / f"seed-{seed}", lambda fit: replace(fit, steps=max(1, round(s.again * fit.steps)))
+    world, later = learn(folder, store, s, seed, clock), replace(s, vae_fit=short(s.vae_fit), dynamics_fit=short(s.dynamics_fit))
     for number in range(1, s.iterations + 1):
         run_cell(folder, world, store, s, s.dream.temperature, seed, clock)
         params = load_controller(folder / f"tau-{s.dream.temperature:g}" / "controller.safetensors")[1]
-        new = folder.parent / f"seed-{seed}-round-{number}"
+        new = run / f"seed-{seed}-round-{number}"
         new.mkdir(exist_ok=True)
         store = grow(store.path, new / "store", world, params, s, number)
         clock(f"{new.name}: games")
         folder, world = new, learn(new, store, later, seed, clock, world)
-    return folder, world, store
+    return world, store
 
 
 def run_cell(folder: Path, world: WorldModel, store: RolloutStore, s: DoomSettings, tau: float, seed: int, clock: Clock) -> dict:
@@ -240,7 +244,7 @@ def table(found: list[dict], random: dict, s: DoomSettings) -> str:
         mine = [at(tau=tau, seed=seed, model="MDNRNN") for seed in s.seeds]
         theirs = [f"{m} ± {sd}" for m, sd in PAPER[tau]] if tau in PAPER else ["", ""]
         lines.append(f"| {tau:g} | " + " | ".join(f"{told(c and c['dream'])} | {told(c and c['game'])}" for c in mine) + f" | {' | '.join(theirs)} |")
-    empty = " | ".join([""] * (2 * len(s.seeds) - 1))
+
     for name in s.models:
         c = at(model=name)
         lines.append(f"| {s.dream.temperature:g}, {name} | {told(c and c['dream'])} | {told(c and c['game'])} |" + " |" * (2 * len(s.seeds)))
@@ -252,15 +256,16 @@ def table(found: list[dict], random: dict, s: DoomSettings) -> str:
 def figure(found: list[dict], random: dict, path: Path) -> None:
     """Dream and game against temperature, with the 95 % interval of the mean; the paper's numbers beside them."""
     mine = sorted((c for c in found if c["model"] == "MDNRNN"), key=lambda c: c["tau"])
-    fig, ax = show._axes("temperature τ", "survived (steps)", ["dream", "game"])
-    for where, color, column in (("dream", show.COLORS["dream"], 0), ("game", show.COLORS["real"], 1)):
+    columns = {"dream": ("dream", 0), "real": ("game", 1)}
+    fig = show.curves({f"paper, {where}": ([*PAPER], [p[k][0] for p in PAPER.values()]) for where, k in columns.values()}, "temperature τ",
+                      "survived (steps)", hline={"baseline": random["fresh"]["mean"]})
+    for name, (where, _) in columns.items():
         for k, seed in enumerate(sorted({c["seed"] for c in mine})):
             x, y = zip(*((c["tau"], c[where]) for c in mine if c["seed"] == seed))
             error = [[r["mean"] - r["low"] for r in y], [r["high"] - r["mean"] for r in y]]
-            ax.errorbar(x, [r["mean"] for r in y], error, color=color, marker="o", capsize=3, alpha=1 - 0.4 * k, label=where if not k else None)
-        ax.plot([*PAPER], [p[column][0] for p in PAPER.values()], color=color, linestyle=(0, (1, 2)), marker=".", label=f"{where}, paper")
-    ax.axhline(random["fresh"]["mean"], color=show.COLORS["baseline"], linestyle=(0, (4, 3)), label="random")
-    show._legend(ax)
+            fig.axes[0].errorbar(x, [r["mean"] for r in y], error, color=show.COLORS[name], marker="o", capsize=3, alpha=1 - 0.4 * k,
+                                 label=f"{where}, seed {seed}")
+    fig.axes[0].legend(fontsize=8)
     fig.savefig(path)
 
 
@@ -280,7 +285,21 @@ def films(run: Path, folder: Path, world: WorldModel, s: DoomSettings, tau: floa
     film(run / f"{name}-both.mp4", {"the game": screens, f"the dream, τ = {tau:g}": dream})
 
 
-def report(run: Path, found: list[dict], random: dict, s: DoomSettings) -> None:
+def all_cells(s: DoomSettings) -> list[tuple[float, int, str]]:
+    """(τ, seed, class of M) of every cell of the table, the most important one first."""
+    order = lambda c: (c[0] != s.dream.temperature, s.seeds.index(c[1]), c[0])
+    return sorted(((t, seed, "MDNRNN") for seed in s.seeds for t in s.temperatures), key=order) + [(s.dream.temperature, s.seeds[0], m) for m in s.models]
+
+
+def folder_of(run: Path, s: DoomSettings, seed: int, name: str = "MDNRNN") -> Path:
+    """Where the last round's V and M of a training seed are; another class of M has a folder of its own."""
+    return run / (f"seed-{seed}" + (f"-round-{s.iterations}" if s.iterations else "") + ("" if name == "MDNRNN" else f"-{name}"))
+
+
+def report(run: Path, random: dict, s: DoomSettings) -> None:
+    """table.md, table.png and report.json from every cell that has a score by now."""
+    paths = [folder_of(run, s, seed, name) / f"tau-{tau:g}" / "score.json" for tau, seed, name in all_cells(s)]
+    found = [json.loads(path.read_text()) for path in paths if path.exists()]
     (run / "table.md").write_text(table(found, random, s))
     figure(found, random, run / "table.png")
     write_json(run / "report.json", {
@@ -371,30 +390,29 @@ def main() -> None:
     store = RolloutStore.create(run / "store", TAKE_COVER, s.collect.size, 1)
     collect(store, NoisePolicy(s.collect.noise, s.collect.max_steps), s.collect.episodes, "fast", 0, s.collect.max_steps, s.collect.rows, "random")
     clock("games")
-    found, tau, rounds = [], s.dream.temperature, {}
-    cells = [(t, seed, "MDNRNN") for seed in s.seeds for t in sorted(s.temperatures, key=lambda t: (t != tau, t))]
-    cells = sorted(cells, key=lambda c: (c[0] != tau, c[1] != s.seeds[0])) + [(tau, s.seeds[0], name) for name in s.models]
-    for t, seed, name in cells[:s.cells or None]:
-        if seed not in rounds: rounds[seed] = learn_in_rounds(run / f"seed-{seed}", store, s, seed, clock)
-        folder, world, games = rounds[seed]
-        if name != "MDNRNN": folder, world = other_world(run, name, games, s, seed, clock, world)
-        found.append(run_cell(folder, world, games, s, t, seed, clock))
-        report(run, found, random, s)
-    folder, world, _ = rounds[s.seeds[0]]
-    films(run, folder, world, s, tau, "player")
-    if (folder / f"tau-{min(s.temperatures):g}" / "score.json").exists(): films(run, folder, world, s, min(s.temperatures), "cheat")
+    rounds = {}
+    for tau, seed, name in all_cells(s)[:s.cells or None]:
+        if seed not in rounds: rounds[seed] = learn_in_rounds(run, store, s, seed, clock)
+        world, games = rounds[seed]
+        if name != "MDNRNN": world = other_world(run, name, games, s, seed, clock, world)
+        run_cell(folder_of(run, s, seed, name), world, games, s, tau, seed, clock)
+        report(run, random, s)
+    (world, _), folder, coldest = rounds[s.seeds[0]], folder_of(run, s, s.seeds[0]), min(s.temperatures)
+    for tau, name in ((s.dream.temperature, "player"), (coldest, "cheat")):
+        if (folder / f"tau-{tau:g}" / "score.json").exists() and (name == "player" or coldest < s.dream.temperature): films(run, folder, world, s, tau, name)
     clock("films")
     if s.publish: ship(run, folder, world, s, Path(s.publish))
     print((run / "table.md").read_text() + f"report, films and weights are in {run}")
 
 
-def other_world(run: Path, name: str, store: RolloutStore, s: DoomSettings, seed: int, clock: Clock, world: WorldModel) -> tuple[Path, WorldModel]:
-    """The world of another class of M on the same V, in a folder of its own."""
-    folder = run / f"seed-{seed}-{name}"
+def other_world(run: Path, name: str, store: RolloutStore, s: DoomSettings, seed: int, clock: Clock, world: WorldModel) -> WorldModel:
+    """The world of another class of M on the same V and latents, in a folder of its own."""
+    folder, latents = folder_of(run, s, seed, name), folder_of(run, s, seed) / "latents.safetensors"
     folder.mkdir(exist_ok=True)
+    if not (folder / latents.name).exists(): os.link(latents, folder / latents.name)
     found = learn_dynamics(folder, world.vision, store, s, seed, name)
     clock(f"{folder.name}: M")
-    return folder, found
+    return found
 
 
 if __name__ == "__main__": command(main)

@@ -96,4 +96,4 @@ def open_run(description: str | None, stage: bool = False) -> tuple[Path, TrainS
 def command(main: Callable) -> None:
     """Run a command; a mistake ends in one line that says what was wrong."""
     try: main()
-    except (OSError, ValueError, RuntimeError, FloatingPointError) as error: sys.exit(f"error: {error}")
+    except (OSError, ValueError, RuntimeError, FloatingPointError, ImportError) as error: sys.exit(f"error: {error}")
