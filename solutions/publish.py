@@ -48,9 +48,9 @@ def cut(episode: Episode, steps: int) -> Episode:
 
 
 def write_sample(store: RolloutStore, path: Path, episodes: int, steps: int) -> RolloutStore:
-    """A store with the first `steps` steps of the first `episodes` of every source."""
+    """A store with the first `steps` steps of the first `episodes` of every source among those that neither V nor M was trained on."""
     sources = defaultdict(list)
-    for i, source in enumerate(store.sources): sources[source].append(i)
+    for i in store.split()[1]: sources[store.sources[i]].append(i)
     sample = RolloutStore.create(path, store.env_id, store.size, store.action_dim)
     for source, indices in sorted(sources.items()): sample.append([cut(e, steps) for e in store.episodes(indices[:episodes])], source.replace("/", "-"))
     return sample
@@ -75,7 +75,7 @@ def card(run: Path, sample: RolloutStore, report: dict, shipped: dict, note: str
     return f"""# CarRacing-v3: weights and a sample
 
 `vision`, `dynamics` and `controller` are V, M and C of one run, in half precision. `sample` holds {len(sample)} of its {len(RolloutStore(run / "store"))}
-episodes ({sample.n_frames:,} frames, {sample.nbytes / 1e6:.1f} MB), the first of each way of driving and drawing, the longer ones cut.
+episodes ({sample.n_frames:,} frames, {sample.nbytes / 1e6:.1f} MB) of each way of driving and drawing, the longer ones cut; none of them was used in training.
 
 `{report['command']}` at revision {report.get("revision", "unknown")}. {", ".join(f"{k} {v}" for k, v in report["versions"].items())}.
 

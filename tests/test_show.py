@@ -16,7 +16,7 @@ from worldmodels.tools import show
 
 @pytest.fixture
 def clip():
-    return np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    return 4 * np.random.default_rng(0).integers(0, 64, (5, 64, 64, 3), dtype=np.uint8)  # the shades that a figure keeps
 
 
 def pixels(fig) -> np.ndarray:

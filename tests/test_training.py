@@ -75,6 +75,16 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(tmp_path):
     assert load_checkpoint(path, line(), torch.optim.Adam(line().parameters())) == 20
 
 
+def test_the_checkpoint_of_another_model_is_refused_and_kept(tmp_path):
+    fit(line(), batches, loss, SETTINGS, tmp_path)
+    path = tmp_path / "model.checkpoint.safetensors"
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"weight for one is \(1, 1\) there and \(1, 2\) in this Linear"):
+        fit(torch.nn.Linear(2, 1), batches, loss, SETTINGS, tmp_path)
+    with pytest.raises(ValueError, match="missing"): fit(torch.nn.Linear(1, 1, bias=False), batches, loss, SETTINGS, tmp_path)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("flags, name", [(dict(steps=0), "steps"), (dict(lr=0.0), "lr"), (dict(clip=-1.0), "clip")])
 def test_settings_out_of_range_are_refused_by_name(flags, name):
     with pytest.raises(ValueError, match=name): FitSettings(**flags)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['test_reparameterize', 'reparameterize', 'test_kl_divergence', 'kl_divergence', 'VAESettings', 'to_planes',
-           'test_encoder', 'encoder', 'decoder', 'VAE', 'test_reconstruction_error', 'reconstruction_error',
-           'focus_weight', 'test_vae_loss', 'vae_loss', 'train_vae', 'encode_frames', 'decode_frames', 'latent_sliders',
-           'Latents', 'encode_store']
+           'test_encoder', 'encoder', 'FromPixel', 'decoder', 'VAE', 'test_reconstruction_error',
+           'reconstruction_error', 'focus_weight', 'test_vae_loss', 'vae_loss', 'train_vae', 'encode_frames',
+           'decode_frames', 'latent_sliders', 'Latents', 'encode_store']
 
 # %% ../nbs/01_vae.ipynb #15611afa
 import math
@@ -131,12 +131,21 @@ def encoder(size: int) -> nn.Sequential:
         nn.Flatten())
 
 # %% ../nbs/01_vae.ipynb #ca8120de
+class FromPixel(nn.ConvTranspose2d):
+    """A transposed convolution without padding of a single pixel, (n, in, 1, 1) to (n, out, kernel, kernel): a matrix product."""
+
+    def forward(self, x):
+        weight = self.weight.permute(0, 2, 3, 1)  # channels last, as the weights lie in memory: the product needs no copy
+        y = x.flatten(1) @ weight.flatten(1)      # (n, kernel · kernel · out)
+        return (y.unflatten(1, weight.shape[1:]) + self.bias).permute(0, 3, 1, 2)
+
+# %% ../nbs/01_vae.ipynb #0b4eb24b
 def decoder(size: int, latent: int) -> nn.Sequential:
     """A linear layer and four transposed convolutions: z (n, latent) to the logits of planes (n, 3, size, size)."""
     if size == 64:
         return nn.Sequential(
             nn.Linear(latent, 1024), nn.Unflatten(1, (1024, 1, 1)),
-            nn.ConvTranspose2d(1024, 128, 5, 2), nn.ReLU(),  # (128, 5, 5)
+            FromPixel(1024, 128, 5, 2), nn.ReLU(),           # (128, 5, 5)
             nn.ConvTranspose2d(128, 64, 5, 2), nn.ReLU(),    # (64, 13, 13)
             nn.ConvTranspose2d(64, 32, 6, 2), nn.ReLU(),     # (32, 30, 30)
             nn.ConvTranspose2d(32, 3, 6, 2))                 # (3, 64, 64)

@@ -72,9 +72,15 @@ def save_checkpoint(path, model, optimizer, step: int) -> None:
 
 # %% ../../nbs/tools/training.ipynb #fe21815d
 def load_checkpoint(path, model, optimizer) -> int:
-    """Put a checkpoint's tensors into model and optimizer; returns the number of updates done."""
+    """Put a checkpoint's tensors into model and optimizer; returns the number of updates done. ValueError if it is another model's."""
     tensors, metadata = load_tensors(path)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+    there, here = ({k: tuple(v.shape) for k, v in each.items()} for each in (weights, model.state_dict()))
+    if differ := [k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k)]:
+        k = differ[0]
+        raise ValueError(f"{path} is another model's checkpoint: {len(differ)} of its tensors differ, {k} for one is {there.get(k, 'missing')} "
+                         f"there and {here.get(k, 'missing')} in this {type(model).__name__}; another folder trains this one")
+    model.load_state_dict(weights)
     moments = {}
     for key, v in tensors.items():
         if key.startswith("optimizer."):
