@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from solutions.dream import DreamRunSettings
 from solutions.evaluate import EvaluateCommand
 from solutions.publish import PublishSettings
 from solutions.settings import TrainSettings
@@ -14,10 +15,22 @@ INI = configparser.ConfigParser(interpolation=None)
 INI.read(ROOT / "settings.ini")
 
 
-@pytest.mark.parametrize("section", INI.sections())
+SECTIONS = [section for section in INI.sections() if ":" not in section]  # [quick:dream] is read with [quick], by `dream` alone
+
+
+@pytest.mark.parametrize("section", SECTIONS)
 @pytest.mark.parametrize("command", [TrainSettings, EvaluateCommand, PublishSettings])
 def test_every_section_is_taken_by_every_command(section, command):
     assert load(command, ["--settings", section], part_of=None if command is TrainSettings else TrainSettings)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_is_taken_by_the_dream_with_its_own(section):
+    assert load(DreamRunSettings, ["--settings", section], command="dream")
+
+
+def test_a_commands_own_section_wins():
+    assert load(DreamRunSettings, ["--settings", "ci"], command="dream").dream.max_steps == int(INI["ci:dream"]["dream.max_steps"])
 
 
 def run(*args) -> subprocess.CompletedProcess:
