@@ -374,7 +374,7 @@ def fire_by_temperature(world: WorldModel, starts: Starts, dream: DreamSettings,
 
 
 def read_settings(args: list[str]) -> DoomSettings:
-    """From flags; `--settings quick` means the section [doom-quick]."""
+    """From flags; `--settings quick` means the section [quick:doom]."""
     names, flags = split_settings(args)
     return load(DoomSettings, [*flags, *([f"--settings={doom_sections(names)}"] if names else [])], description=__doc__)
 

@@ -29,8 +29,8 @@ from .vae import Latents, VAESettings
 
 # %% ../nbs/06_doom.ipynb #0bc45055
 def doom_sections(names: str) -> str:
-    """The sections of settings.ini that a scale means here: "quick" is "doom-quick"."""
-    return ",".join(f"doom-{name.strip()}" for name in names.split(",") if name.strip())
+    """The sections of settings.ini that a scale means here: "quick" is "quick:doom"."""
+    return ",".join(f"{name.strip()}:doom" for name in names.split(",") if name.strip())
 
 # %% ../nbs/06_doom.ipynb #5b674733
 def test_buttons(buttons: Callable) -> None:
