@@ -75,7 +75,7 @@ def test_a_right_probability_in_other_words_passes():
     (lambda x, w: torch.sigmoid(x - w), "a weight of 1 changes nothing"),
     (lambda x, w: torch.sigmoid(x + math.log(w)), "p = 0.5"),
     (lambda x, w: torch.sigmoid(x - math.log10(w)), "p = 0.5"),
-    (lambda x, w: torch.sigmoid(x / w), "p = 0.25"),
+    (lambda x, w: torch.sigmoid(x / w), "p = 0.5"),
     (lambda x, w: (x.sigmoid() / w).mean(), "one for each logit")])
 def test_a_wrong_probability_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): doom.test_done_probability(wrong)

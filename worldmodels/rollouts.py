@@ -20,6 +20,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -284,12 +285,12 @@ def doom_game(resolution: str = "RES_320X240"):
         import vizdoom  # brings a copy of Freedoom, and is needed by nothing else here
         game = vizdoom.DoomGame()
         game.load_config(os.path.join(vizdoom.scenarios_path, "take_cover.cfg"))
-        game.set_doom_config_path(os.path.join(scratch_folder().name, "vizdoom.ini"))  # else it writes one where it is started
+        game.set_doom_config_path(os.path.join(scratch_folder().name, "vizdoom.ini"))
         game.set_screen_resolution(getattr(vizdoom.ScreenResolution, resolution))
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         game.set_render_hud(True); game.set_render_screen_flashes(True)
         game.set_window_visible(False)
-        game.init()
+        with chdir(scratch_folder().name): game.init()  # it leaves files where it is started
     except Exception as error:
         raise RuntimeError(f"VizDoom is installed, but does not start ({type(error).__name__}: {error}). `pip install "
                            "--force-reinstall vizdoom` mends a broken copy; it also needs room in /dev/shm") from error
