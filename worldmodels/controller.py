@@ -193,7 +193,7 @@ class WorldModelPolicy(Policy):
         self.kept, self.state, self.t = np.arange(n), self.world.dynamics.initial(n), 0
         if self.swerve:
             generators = [np.random.default_rng([1, seed]) for seed in envs.seeds]
-            self.noise = np.stack([smooth_noise(rng, 1000, self.controllers.outputs) for rng in generators])
+            self.noise = np.stack([smooth_noise(rng, 2100, self.controllers.outputs) for rng in generators])  # the longest episode: Doom's
 
     @torch.inference_mode()
     def act(self, frames, rows):
@@ -240,9 +240,12 @@ class EvolveSettings:
     """steps without a new piece of road after which a candidate's episode is stopped, and charged for the rest; 0 never stops one"""
     target_return: float = 0.0
     """stop when a test reaches this mean return; 0 never does"""
+    minutes: float = 0.0
+    """stop when the search has taken so long, over all its starts; 0 never does"""
 
     def __post_init__(self):
-        least = dict(population=2, episodes=1, generations=1, decay=0, validate_every=1, validate_episodes=1, max_steps=1, patience=0)
+        least = dict(population=2, episodes=1, generations=1, decay=0, validate_every=1, validate_episodes=1, max_steps=1, patience=0,
+                     minutes=0)
         for name, low in least.items():
             if getattr(self, name) < low: raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
         if not self.sigma > 0: raise ValueError(f"sigma must be above 0, not {self.sigma}")
@@ -353,6 +356,7 @@ def evolve(fitness: Callable, start: np.ndarray, settings: EvolveSettings, folde
     with tqdm(total=settings.generations, initial=len(records), desc="evolve", unit="generation") as bar:
         for generation in range(len(records), settings.generations):
             if settings.target_return and records and records[-1].get("validation", -math.inf) >= settings.target_return: break
+            if settings.minutes and sum(r["seconds"] for r in records) >= 60 * settings.minutes: break
             began = time.time()
             record = drive_generation(es, fitness, settings, seed, generation)
             if (generation + 1) % settings.validate_every == 0 or generation + 1 == settings.generations:

@@ -12,7 +12,7 @@ __all__ = ['LOG_SIGMA_FLOOR', 'test_nll', 'test_sample', 'Mixture', 'MixtureHead
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import SimpleNamespace
 
 import torch
@@ -262,9 +262,11 @@ def resample(latents: Latents, at, rng: torch.Generator) -> torch.Tensor:
     return mu + torch.exp(0.5 * latents.logvar[at]) * torch.randn(mu.shape, generator=rng)
 
 # %% ../nbs/02_mdn_rnn.ipynb #c149a50e
-def windows(latents: Latents, episodes, length: int, batch: int, seed: int = 0, step: int = 0) -> Iterator[dict]:
+def windows(latents: Latents, episodes, length: int, batch: int, seed: int = 0, step: int = 0,
+            ending: float = 0.0) -> Iterator[dict]:
     """Random windows of `length` steps, z drawn anew; batch k is a function of (seed, k), from k = `step` on.
 
+    A step is as likely in a short episode as in a long one. `ending`: a share of windows that end where their episode does.
     Yields z (batch, length + 1, latent), a, reward, terminated (batch, length, …), restart (batch, length): true on an
     episode's first step, and mask (batch, length): false beyond an episode's end. Raises ValueError without an episode.
     """
@@ -274,12 +276,15 @@ def windows(latents: Latents, episodes, length: int, batch: int, seed: int = 0, 
                          f"got {len(episodes)} episodes, length {length}, batch {batch}")
     first, lengths = latents.first[episodes], latents.lengths[episodes]
     starts = (lengths - length + 1).clamp(min=1)  # windows that fit in each episode; a short one gives one window
-    ends = starts.cumsum(0)
+    tickets = lengths.clamp(min=length)           # by which an episode is drawn; by windows, long ones would crowd out the others
+    ends = tickets.cumsum(0)
     while True:
         rng = torch.Generator().manual_seed(step_seed(seed, step))
         pick = torch.randint(int(ends[-1]), (batch,), generator=rng)
         e = torch.searchsorted(ends, pick, right=True)
-        t = (pick - (ends - starts)[e])[:, None] + torch.arange(length + 1)  # (batch, length + 1)
+        begin = (pick - (ends - tickets)[e]) * starts[e] // tickets[e]
+        if ending: begin = torch.where(torch.rand(batch, generator=rng) < ending, starts[e] - 1, begin)
+        t = begin[:, None] + torch.arange(length + 1)  # (batch, length + 1)
         at = first[e][:, None] + torch.minimum(t, lengths[e][:, None])
         steps = at[:, :-1]
         yield dict(z=resample(latents, at, rng), a=latents.actions[steps], reward=latents.rewards[steps],
@@ -359,8 +364,8 @@ def require_actions(width: int, model: Dynamics) -> None:
         raise ValueError(f"this data has {width} numbers an action, and {type(model).__name__} expects {model.action_dim}")
 
 def train_dynamics(model: Dynamics, latents: Latents, episodes, length: int, training: FitSettings, folder=None,
-                   seed: int = 0, warm_up: int = 0) -> Dynamics:
-    """Train any M on windows of `length` steps of some episodes; resumes in `folder`.
+                   seed: int = 0, warm_up: int = 0, ending: float = 0.0, done_weight: float = 10.0) -> Dynamics:
+    """Train any M on windows of `length` steps of some episodes, `ending` as in `windows`; resumes in `folder`.
 
     The first `warm_up` steps of a window only fill M's memory, and do not count in the loss. Raises ValueError where the
     actions are not M's, or where a warm-up leaves no step to learn from.
@@ -369,11 +374,11 @@ def train_dynamics(model: Dynamics, latents: Latents, episodes, length: int, tra
     longest = min(length, int(latents.lengths[torch.as_tensor(episodes)].max())) if len(episodes) else length
     if not 0 <= warm_up < longest: raise ValueError(f"warm_up must be 0 to {longest - 1}, below the steps of a window, not {warm_up}")
     def batches(seed, step):
-        for batch in windows(latents, episodes, length, training.batch, seed, step):
+        for batch in windows(latents, episodes, length, training.batch, seed, step, ending):
             counted = batch["mask"].clone()
             counted[:, :warm_up] = False
             yield batch | {"mask": counted} if counted.any() else batch  # a batch of short episodes alone counts in full
-    return fit(model, batches, dynamics_loss, training, folder, "dynamics", seed)
+    return fit(model, batches, partial(dynamics_loss, done_weight=done_weight), training, folder, "dynamics", seed)
 
 # %% ../nbs/02_mdn_rnn.ipynb #312fa13e
 def whole_episodes(latents: Latents, episodes, seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
