@@ -1,6 +1,7 @@
 # make run    set up if needed, then train a car that drives: data, V, M, C, a score, a video, a report in runs/
 # make test   set up if needed, then everything that CI checks
 # make lab    set up if needed, then open the curriculum in JupyterLab
+# make doom   set up if needed, then a player of Doom that has only ever dreamt of it, and its scores, in runs/doom
 # make clean  remove the set-up; runs/ stays
 #
 # SETTINGS=laptop            another section of settings.ini for `make run`
@@ -20,10 +21,14 @@ READY := .venv/installed
 SAME := diff -rq -x __pycache__ -x .ipynb_checkpoints
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: run test lab clean
+.PHONY: run doom test lab clean
 
 run: $(READY)
 	$(BIN)/python -m solutions.train --settings $(SETTINGS) --run $(RUN)
+
+doom: RUN = runs/doom
+doom: $(READY)
+	$(BIN)/python -m solutions.doom --settings $(SETTINGS) --run $(RUN)
 
 lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/00_rollouts.ipynb
@@ -56,7 +61,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo "If you have one elsewhere: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) lacks its venv module."; \
 	    echo "On Debian and Ubuntu: sudo apt install python3-venv (python3.12-venv for python3.12)"; exit 1; }
-	@echo "Installing into .venv what constraints.txt names: PyTorch, Gymnasium, EnvPool, JupyterLab and what they need."
+	@echo "Installing into .venv what constraints.txt names: PyTorch, Gymnasium, EnvPool, Stable-Baselines3, JupyterLab and what they need."
 	@echo "About 0.8 GB to download; on Linux PyTorch brings CUDA too, several GB more, unless TORCH_INDEX is given"
 	@echo "(make TORCH_INDEX=https://download.pytorch.org/whl/cpu $(MAKECMDGOALS))."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv

@@ -2,11 +2,14 @@
 
 python -m solutions.evaluate --run runs/car
 python -m solutions.evaluate --run runs/car --render human
+python -m solutions.evaluate --run runs/dream --dream
+python -m solutions.evaluate --run runs/dream --policy plan --evaluate.episodes 16
 """
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -15,6 +18,7 @@ import numpy as np
 
 from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.controller import ControllerSettings, controllers_for, film, load_controller, score, summary, watch
+from worldmodels.dream import DreamFitness, DreamSettings, Planner, PlanSettings, drive, find_starts
 from worldmodels.rollouts import HELD_OUT, has_envpool
 from worldmodels.tools.settings import load, write_json
 from worldmodels.tools.world import WorldModel
@@ -36,17 +40,32 @@ def gap(fast: np.ndarray, official: np.ndarray) -> dict:
             "intervals_overlap": bool(f["low"] <= o["high"] and o["low"] <= f["high"])}
 
 
+def held_out(s: EvaluateSettings) -> range:
+    """The seeds of a score; a ValueError where there are not so many."""
+    if not 1 <= s.episodes <= len(HELD_OUT): raise ValueError(f"episodes must be 1 to {len(HELD_OUT):,}, not {s.episodes}")
+    return HELD_OUT[:s.episodes]
+
+
+def facts(seeds: range, max_steps: int, *packages: str) -> dict:
+    """What it takes to repeat a score."""
+    return {"environment": "CarRacing-v3", "versions": {name: version(name) for name in [*packages, "torch"]}, "revision": revision(),
+            "seeds": [seeds[0], seeds[-1]], "max_steps": max_steps, "command": shlex.join(["python", *sys.orig_argv[1:]])}
+
+
 def evaluate(folder: Path, world: WorldModel, settings: ControllerSettings, params: np.ndarray, s: EvaluateSettings) -> dict:
-    """Write `folder`/report.json: the returns on held-out tracks, with everything needed to repeat them.
+    """Write `folder`/report.json: the returns of a controller on held-out tracks, with everything needed to repeat them.
 
     Raises ValueError for a number of episodes that there are no tracks for, or a controller that does not fit; nothing is written then.
     """
-    if not 1 <= s.episodes <= len(HELD_OUT): raise ValueError(f"episodes must be 1 to {len(HELD_OUT):,}, not {s.episodes}")
     controllers_for(world, settings, params)  # refuses a controller of another width before the first step
-    seeds, backends = HELD_OUT[:s.episodes], ["gymnasium", *(["envpool"] if has_envpool() else [])]
-    returns = {backend: score(world, settings, params, seeds, backend, s.max_steps) for backend in backends}
-    report = {"environment": "CarRacing-v3", "versions": {name: version(name) for name in [*backends, "torch"]},
-              "revision": revision(), "seeds": [seeds[0], seeds[-1]], "max_steps": s.max_steps, "command": shlex.join(["python", *sys.orig_argv[1:]])}
+    return write_report(folder, lambda seeds, backend: score(world, settings, params, seeds, backend, s.max_steps), s)
+
+
+def write_report(folder: Path, drive: Callable, s: EvaluateSettings) -> dict:
+    """The report of whatever `drive(seeds, backend)` gives the returns (episodes,) of; see `evaluate`."""
+    seeds, backends = held_out(s), ["gymnasium", *(["envpool"] if has_envpool() else [])]
+    returns = {backend: drive(seeds, backend) for backend in backends}
+    report = facts(seeds, s.max_steps, *backends)
     for backend, r in returns.items():
         report[backend] = found = summary(r) | {"returns": [round(float(x), 2) for x in r]}
         print(f"{backend}: {found['mean']} ± {found['sd']} over {len(r)} held-out tracks, "
@@ -54,6 +73,32 @@ def evaluate(folder: Path, world: WorldModel, settings: ControllerSettings, para
     report["gap"] = gap(returns["envpool"], returns["gymnasium"]) if "envpool" in returns else "EnvPool is not installed here"
     write_json(folder / "report.json", report)
     return report
+
+
+def evaluate_dream(folder: Path, world: WorldModel, settings: ControllerSettings, params: np.ndarray, s: EvaluateSettings, dreaming: DreamSettings) -> dict:
+    """Write `folder`/dream.json: the returns of a controller in dreams of its own M, on the held-out seeds' chance.
+
+    Raises ValueError where M lacks the heads that `dreaming` needs, FileNotFoundError where there are no first frames.
+    """
+    seeds = held_out(s)
+    returns = DreamFitness(world, find_starts(folder, world.vision), settings, dreaming)(params[None], seeds)[0]
+    return note(folder / "dream.json", "in the dream", returns, facts(seeds, dreaming.max_steps) | {"dream": asdict(dreaming)})
+
+
+def evaluate_plan(folder: Path, world: WorldModel, s: EvaluateSettings, plan: PlanSettings) -> dict:
+    """Write `folder`/plan.json: the returns of planning in M on held-out tracks of the official environment, and its cost a step."""
+    seeds, planner = held_out(s), Planner(world, plan)
+    returns = drive(planner, seeds, world.vision.size, "gymnasium", s.max_steps)
+    cost = {"ms_a_step": round(1000 * planner.seconds / planner.acted, 2), "dreamt_steps_a_step": planner.dreamt / planner.acted}
+    return note(folder / "plan.json", "planning", returns, facts(seeds, s.max_steps, "gymnasium") | {"plan": asdict(plan), "cost": cost})
+
+
+def note(path: Path, what: str, returns: np.ndarray, report: dict) -> dict:
+    """Print and write a score."""
+    found = summary(returns) | {"returns": [round(float(x), 2) for x in returns]}
+    print(f"{what}: {found['mean']} ± {found['sd']} over {len(returns)} seeds, 95 % interval of the mean {found['low']} to {found['high']}")
+    write_json(path, report | found)
+    return report | found
 
 
 @dataclass(frozen=True)
@@ -66,13 +111,22 @@ class EvaluateCommand:
     """human: watch it in a window, track after track, until Esc, instead of scoring it"""
     video: bool = False
     """write drive.mp4 too, of the first held-out track"""
+    policy: Literal["controller", "plan"] = "controller"
+    """plan: no controller, but the cross-entropy method in M at every step; its score is in plan.json"""
+    dream: bool = False
+    """score the controller in the dream of its own M, not in the environment; the score is in dream.json"""
+    dreaming: DreamSettings = field(default_factory=DreamSettings)
+    plan: PlanSettings = field(default_factory=PlanSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
 def main() -> None:
     s = load(EvaluateCommand, description=__doc__, part_of=Sections)
     folder = Path(s.run)
-    world, controller = WorldModel.load(folder), load_controller(folder / "controller.safetensors")
+    world = WorldModel.load(folder)
+    if s.policy == "plan": return evaluate_plan(folder, world, s.evaluate, s.plan)
+    controller = load_controller(folder / "controller.safetensors")
+    if s.dream: return evaluate_dream(folder, world, *controller, s.evaluate, s.dreaming)
     if s.render == "human": return watch(world, *controller, HELD_OUT, s.evaluate.max_steps)
     evaluate(folder, world, *controller, s.evaluate)
     if s.video: film(world, *controller, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from worldmodels.baselines import PPOSettings
 from worldmodels.controller import ControllerSettings, EvolveSettings
 from worldmodels.mdn_rnn import MDNRNNSettings
 from worldmodels.rollouts import CollectSettings
 from worldmodels.tools.settings import claim_run_folder, load
-from worldmodels.tools.store import estimate_bytes, require_space
+from worldmodels.tools.store import RolloutStore, estimate_bytes, require_space
 from worldmodels.tools.training import FitSettings
 from worldmodels.transformer import TraDESettings, TransformerSettings, ViTWMSettings
 from worldmodels.vae import VAESettings
@@ -59,6 +60,12 @@ class TrainSettings:
     """start anew, even if the folder holds a run"""
     seed: int = 0
     """seed of weights, noise and evolution"""
+    store: str = ""
+    """recorded episodes to learn from, such as imported ones; empty: the run drives for its own"""
+    vision: str = ""
+    """weights of a V to take, such as another run's vision.safetensors; empty: the run trains its own"""
+    latents: str = ""
+    """ready latents for `solutions.mdn_rnn` to learn from, with no V and no store; empty: V encodes the store"""
     collect: CollectSettings = field(default_factory=CollectSettings)
     scout: ScoutSettings = field(default_factory=ScoutSettings)
     vae: VAESettings = field(default_factory=VAESettings)
@@ -72,6 +79,8 @@ class TrainSettings:
     dynamics_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=4000, batch=100, lr=1e-3, lr_end=0.01, clip=1.0))
     window: int = 999
     """steps of an episode that M sees in one piece"""
+    warm_up: int = 0
+    """first steps of such a piece that only fill M's memory and do not count in its loss"""
     vit_wm_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=100_000, batch=16, lr=3e-4))
     clip: int = 32
     """steps of an episode in one clip that a ViT-WM is trained on"""
@@ -84,8 +93,11 @@ class TrainSettings:
         v, vision = (name, m) if self.model == "ViTWM" else ("vae", self.vae)
         if vision.latent != m.latent:
             raise ValueError(f"vae.latent is {vision.latent} and {name}.latent {m.latent}: M reads what V writes, so they must be equal")
-        if vision.size != self.collect.size:
+        if not self.store and vision.size != self.collect.size:
             raise ValueError(f"{v}.size is {vision.size} and collect.size {self.collect.size}: V is made for the frames that are collected")
+        if not 0 <= self.warm_up < self.window: raise ValueError(f"warm_up must be 0 to window - 1 = {self.window - 1}, not {self.warm_up}")
+        if self.store and self.scout.generations:
+            raise ValueError(f"a scout would write its driving into {self.store}: --scout.generations 0 learns from what is there")
         if m.action_dim != 3: raise ValueError(f"{name}.action_dim must be 3 (steering, gas, brake), not {m.action_dim}")
         what, steps, longest = *(("clip", self.clip) if vision is m else ("window", self.window)), getattr(m, "longest", math.inf)
         if not 1 <= steps <= longest: raise ValueError(f"{what} must be at least 1 and at most {name}.longest ({longest}), not {steps}")
@@ -148,10 +160,51 @@ class CompareSettings:
 
 
 @dataclass(frozen=True)
+class StudySettings:
+    """The studies of chapter 07; smaller trainings than a run's, but many of them."""
+
+    run: str = "runs/baselines"
+    """folder of the studies"""
+    to: str = ""
+    """folder that also gets the tables and the figures, if given"""
+    fresh: bool = False
+    """start anew, even if the folder holds studies"""
+    part: Literal["all", "data", "controls", "time"] = "all"
+    """which study: data policies, controls, or time to a score"""
+    policies: str = "white,brownian,held,ppo,iterated"
+    """ways of collecting data that are compared"""
+    ppo: str = "runs/ppo"
+    """a run of solutions.ppo, for its data, its score and its curve; where there is none, its rows say so"""
+    world: str = "data/carracing"
+    """V and M that the controls share"""
+    seed: int = 0
+    """seed of everything"""
+    seeds: int = 3
+    """trainings of V and of M for each way of collecting data"""
+    frames: int = 48_000
+    """frames that each way of collecting gets"""
+    length: int = 500
+    """steps after which a collected episode is cut"""
+    test_episodes: int = 16
+    """episodes of good driving, on validation tracks, on which every V and M is measured"""
+    test_steps: int = 400
+    """steps of such an episode"""
+    vae_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=500, batch=256, lr=1e-3, lr_end=0.05))
+    dynamics_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=400, batch=128, lr=2e-3, lr_end=0.01, clip=1.0))
+    window: int = 64
+    """steps of an episode that M sees in one piece"""
+    evolve: EvolveSettings = field(default_factory=lambda: EvolveSettings(episodes=2, generations=10, diagonal=True, validate_every=2,
+                                                                          validate_episodes=16))
+    evaluate: EvaluateSettings = field(default_factory=lambda: EvaluateSettings(episodes=48))
+
+
+@dataclass(frozen=True)
 class Sections(TrainSettings):
     """What a section of settings.ini may hold: the keys of every command."""
 
     compare: CompareSettings = field(default_factory=CompareSettings)
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    baselines: StudySettings = field(default_factory=StudySettings)
 
 
 def bytes_to_come(s: TrainSettings) -> int:
@@ -174,11 +227,16 @@ def open_run(description: str | None, stage: bool = False, joint: bool = True) -
         raise ValueError("these settings begin with a scout, which only `python -m solutions.train` runs, and goes on with; "
                          "--scout.generations 0 trains this stage without one")
     folder = Path(s.run)
-    if not (folder / "store").exists(): require_space(folder, bytes_to_come(s))
+    if not (s.store or s.latents or (folder / "store").exists()): require_space(folder, bytes_to_come(s))
     return claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run")), s
+
+
+def open_store(folder: Path, s: TrainSettings) -> RolloutStore:
+    """The episodes that a run learns from: its own, or those that `s.store` names."""
+    return RolloutStore(s.store or folder / "store")
 
 
 def command(main: Callable) -> None:
     """Run a command; a mistake ends in one line that says what was wrong."""
     try: main()
-    except (OSError, ValueError, RuntimeError, FloatingPointError) as error: sys.exit(f"error: {error}")
+    except (OSError, ValueError, RuntimeError, ImportError, FloatingPointError) as error: sys.exit(f"error: {error}")

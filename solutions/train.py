@@ -13,7 +13,7 @@ from solutions.controller import search
 from solutions.evaluate import evaluate
 from solutions.mdn_rnn import encode, learn_dynamics
 from solutions.rollouts import drive_randomly
-from solutions.settings import TrainSettings, command, open_run
+from solutions.settings import TrainSettings, command, open_run, open_store
 from solutions.transformer import learn_vit_wm
 from solutions.vae import learn_vision
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, film, imitate, memories
@@ -75,8 +75,8 @@ def retrace(folder: Path, store: RolloutStore, old: WorldModel, params: np.ndarr
 def main() -> None:
     folder, s = open_run(__doc__)
     clock = Clock(folder)
-    store = drive_randomly(folder, s)
-    clock("random driving")
+    store = open_store(folder, s) if s.store else drive_randomly(folder, s)
+    clock("recorded driving" if s.store else "random driving")
     scouted = scout(folder / "scout", store, s, clock) if s.scout.generations else None
     world = learn(folder, store, s, clock, scouted and scouted[0])
     linear = s.controller == ControllerSettings()  # only such a C can be found by least squares; others begin at zero

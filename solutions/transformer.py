@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from solutions.mdn_rnn import learn_dynamics
-from solutions.settings import TrainSettings, command, open_run
+from solutions.settings import TrainSettings, command, open_run, open_store
 from worldmodels.mdn_rnn import held_out_nll
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Vision, WorldModel, load_model
@@ -62,7 +62,7 @@ class PermutedConditionals:
 
 def main() -> None:
     folder, s = open_run(__doc__, stage=True)
-    store = RolloutStore(folder / "store")
+    store = open_store(folder, s)
     if s.model == "ViTWM": learn_vit_wm(folder, store, s)
     else: learn_dynamics(folder, load_model(folder / "vision.safetensors", Vision), store, s)
 

@@ -13,7 +13,7 @@ from worldmodels.controller import Controllers, ControllerSettings, EvolveSettin
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
 from worldmodels.rollouts import HELD_OUT, TRAINING, VALIDATION, Envs, run_episodes
 from worldmodels.tools.training import read_lines
-from worldmodels.tools.world import WorldModel
+from worldmodels.tools.world import WorldModel, save_tensors
 from worldmodels.vae import VAE, Latents, VAESettings, encode_frames
 
 
@@ -62,10 +62,15 @@ def test_the_car_stands_on_no_brake_before_anything_is_learnt():
 
 def test_a_controller_is_saved_and_loaded(tmp_path):
     params = np.random.default_rng(0).standard_normal(867)
-    c.save_controller(tmp_path / "c.safetensors", ControllerSettings(hidden=3), params, score=900)
+    c.save_controller(tmp_path / "c.safetensors", ControllerSettings(hidden=3, squash="tanh"), params, score=900)
     settings, loaded = c.load_controller(tmp_path / "c.safetensors")
-    assert settings == ControllerSettings(hidden=3)
+    assert settings == ControllerSettings(hidden=3, squash="tanh")
     np.testing.assert_array_equal(loaded, params)
+
+
+def test_a_controller_stored_before_squashing_was_a_setting_is_a_cars(tmp_path):
+    save_tensors(tmp_path / "c.safetensors", {"params": torch.zeros(867)}, {"settings": {"hidden": 0, "bias": True, "memory": True}})
+    assert c.load_controller(tmp_path / "c.safetensors")[0] == ControllerSettings(squash="car")
 
 
 def test_what_is_no_controller_is_refused(world, tmp_path):
@@ -76,7 +81,7 @@ def test_what_is_no_controller_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="not a whole safetensors file"): c.load_controller(tmp_path / "cut.safetensors")
 
 
-@pytest.mark.parametrize("change", [dict(hidden=-1)])
+@pytest.mark.parametrize("change", [dict(hidden=-1), dict(squash="sigmoid")])
 def test_impossible_controllers_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))): ControllerSettings(**change)
 
@@ -112,14 +117,15 @@ def drive_one(world, settings, params, seed, row):
     while not actions or not ended:
         z = torch.from_numpy(encode_frames(world.vision, frame)[0])
         seen = torch.cat([z, world.dynamics.features(state)], 1) if settings.memory else z
-        action = c.squash_car(controllers(seen, torch.zeros(1, dtype=int)))
+        raw = controllers(seen, torch.zeros(1, dtype=int))
+        action = raw.tanh() if settings.squash == "tanh" else c.squash_car(raw)
         _, state = world.dynamics.step(z, action, state)
         frame, _, ended, _ = envs.step_rows(action.numpy(), np.array([row]))
         actions.append(action[0])
     return torch.stack(actions)
 
 
-@pytest.mark.parametrize("settings", [ControllerSettings(), ControllerSettings(memory=False, hidden=6)])
+@pytest.mark.parametrize("settings", [ControllerSettings(), ControllerSettings(memory=False, hidden=6), ControllerSettings(squash="tanh")])
 @torch.inference_mode()
 def test_many_cars_drive_as_each_would_alone(world, settings):
     params, seen = numbers(world, 2, settings), {row: [] for row in range(6)}
@@ -410,3 +416,23 @@ def test_without_a_display_there_is_nothing_to_watch(world, monkeypatch):
     monkeypatch.setattr(pygame.display, "get_driver", lambda: "offscreen")  # what SDL chooses then
     with pytest.raises(RuntimeError, match="no display.*--video"): c.watch(world, ControllerSettings(), numbers(world)[0], [3])
     pygame.quit()
+
+
+# ---- variants, and drivers without a world model
+
+def test_clipping_is_no_tanh():
+    raw = torch.tensor([[0.5, 0.5, 0.5], [-3.0, -3.0, -3.0], [3.0, 3.0, 3.0]])
+    assert c.SQUASHES["clip"](raw).tolist() == [[0.5, 0.5, 0.5], [-1, 0, 0], [1, 1, 1]]
+
+
+def test_any_policy_is_scored_on_its_tracks_in_order():
+    from worldmodels.rollouts import RoadFollower, make_envs
+    together = c.score_policy(RoadFollower(), [3, 4, 5], "fast", 30, rows=2)
+    alone = [run_episodes(make_envs(seeds=[seed]), RoadFollower(), 30)[0][0] for seed in (3, 4, 5)]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def test_a_generation_notes_the_steps_it_drove(world, tmp_path):
+    fitness = c.RealFitness(world, ControllerSettings(), max_steps=4, patience=0)
+    _, records = c.evolve(fitness, np.zeros(fitness.dimension), EvolveSettings(population=3, episodes=2, generations=2, validate_every=2, validate_episodes=1), tmp_path)
+    assert [r["steps"] for r in records] == [24, 24] and fitness.steps == 48 + 4

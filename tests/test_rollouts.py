@@ -97,7 +97,8 @@ def test_prepare_keeps_what_is_above_the_panel():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (dict(id="CarRacing-v0"), "unknown environment 'CarRacing-v0'; known is CarRacing-v3"),
+    (dict(id="CarRacing-v0"), "unknown environment 'CarRacing-v0'; known are CarRacing-v3, VizdoomTakeCover-v1"),
+    (dict(id="VizdoomTakeCover-v1", backend="envpool"), "unknown backend 'envpool'; known are fast, vizdoom"),
     (dict(backend="envpol"), "unknown backend 'envpol'; known are fast, envpool, gymnasium"),
     (dict(seeds=[]), "at least one seed"), (dict(seeds=[-1]), "got -1"), (dict(seeds=[0.5]), "got 0.5"),
     (dict(seeds=[2**31]), "from 0 to 2147483647"), (dict(seeds=[True]), "got True"),
@@ -161,8 +162,8 @@ def test_a_killed_worker_is_told_and_takes_the_others_along(envs):
 
 
 def test_a_worker_that_fails_says_why():
-    worker = Worker("NoSuchWorld-v0", [1], 64)
-    worker.ask(None)
+    worker = Worker("NoSuchWorld-v0", 1, 64)
+    worker.ask([1])
     with pytest.raises(RuntimeError, match=r"failed:\nTraceback(.|\n)*NoSuchWorld"): worker.hear()
     worker.close()
 
@@ -191,6 +192,18 @@ def test_workers_need_no_main_guard_nor_torch_and_leave_with_their_parent(tmp_pa
         if not any(alive(int(pid)) for pid in pids): return
         time.sleep(0.1)
     pytest.fail("workers outlive their parent")
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_other_seeds_take_the_place_of_the_old_ones(envs, backend):
+    e = envs(seeds=[1, 2], backend=backend)
+    e.reset(), e.step_rows(np.zeros((2, 3)), [0, 1])
+    e.reseed([7, 1])
+    with pytest.raises(ValueError, match="call reset"): e.step_rows(np.zeros((2, 3)), [0, 1])
+    np.testing.assert_array_equal(e.reset(), envs(seeds=[7, 1], backend=backend).reset())
+    for wrong in ([1], [1, 2, 3], [-1, 2]):
+        with pytest.raises(ValueError): e.reseed(wrong)
+    assert e.seeds == [7, 1]
 
 
 # Policies
@@ -359,8 +372,8 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_step(store, record
 
 
 def test_a_store_of_another_world_is_refused(tmp_path):
-    other = RolloutStore.create(tmp_path / "doom", "VizdoomTakeCover-v1", 64, 1)
-    with pytest.raises(ValueError, match="unknown environment 'VizdoomTakeCover-v1'"): collect(other, NoisePolicy(), 1)
+    other = RolloutStore.create(tmp_path / "other", "VizdoomBasic-v1", 64, 1)
+    with pytest.raises(ValueError, match="unknown environment 'VizdoomBasic-v1'"): collect(other, NoisePolicy(), 1)
 
 
 def test_a_store_of_other_actions_is_refused_before_the_first_step(tmp_path, recordings):

@@ -276,3 +276,15 @@ def test_what_is_no_run_folder_is_left_alone(tmp_path, fresh):
     with pytest.raises(ValueError, match="cannot be read"): claim_run_folder(tmp_path, Run(), fresh=fresh)
     with pytest.raises(ValueError, match="not a run folder"): claim_run_folder(tmp_path / "thesis.tex", Run())
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_commands_own_section_comes_after_the_shared_one_and_for_it_alone(ini):
+    ini.write_text(ini.read_text() + "\n[quick:dream]\nvae.latent = 9\n")
+    assert load(Run, ["--settings", "quick"], ini=ini, command="dream").vae == V(latent=9, fit=Fit(steps=100))
+    assert load(Run, ["--settings", "quick"], ini=ini, command="doom").vae.latent == load(Run, ["--settings", "quick"], ini=ini).vae.latent == 8
+    assert load(Run, ["--settings", "quick", "--vae.latent", "5"], ini=ini, command="dream").vae.latent == 5
+    with pytest.raises(ValueError, match=r"\[quick:dream\] vae.latent = 0"):
+        ini.write_text(ini.read_text().replace("vae.latent = 9", "vae.latent = 0"))
+        load(Run, ["--settings", "quick"], ini=ini, command="dream")
+    with pytest.raises(ValueError) as refusal: load(Run, ["--settings", "quikc"], ini=ini, command="dream")
+    assert "quick:dream" not in str(refusal.value)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from solutions.dream import DreamRunSettings
 from solutions.evaluate import EvaluateCommand
+from solutions.ppo import PPOCommand
 from solutions.publish import PublishSettings
-from solutions.settings import CompareSettings, Sections, TrainSettings
+from solutions.settings import CompareSettings, Sections, StudySettings, TrainSettings
 from worldmodels.tools.settings import load
 
 ROOT = Path(__file__).parents[1]
@@ -14,15 +16,29 @@ INI = configparser.ConfigParser(interpolation=None)
 INI.read(ROOT / "settings.ini")
 
 
-@pytest.mark.parametrize("section", INI.sections())
-@pytest.mark.parametrize("command", [TrainSettings, EvaluateCommand, PublishSettings])
+SECTIONS = [section for section in INI.sections() if ":" not in section]  # [quick:dream] is read with [quick], by `dream` alone
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("command", [TrainSettings, EvaluateCommand, PublishSettings, PPOCommand])
 def test_every_section_is_taken_by_every_command(section, command):
     assert load(command, ["--settings", section], part_of=Sections)
+    assert load(StudySettings, ["--settings", section], prefix="baselines") and load(CompareSettings, ["--settings", section], prefix="compare")
 
 
-@pytest.mark.parametrize("section", INI.sections())
-def test_every_section_holds_only_keys_that_some_command_knows(section):
-    assert load(Sections, ["--settings", section]) and load(CompareSettings, ["--settings", section], prefix="compare")
+def test_a_key_that_no_command_has_is_refused_by_all(tmp_path):
+    (tmp_path / "settings.ini").write_text("[odd]\nppo.rowz = 3\n")
+    with pytest.raises(ValueError, match=r"\[odd\] ppo.rowz"):
+        load(TrainSettings, ["--settings", "odd"], ini=tmp_path / "settings.ini", part_of=Sections)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_section_is_taken_by_the_dream_with_its_own(section):
+    assert load(DreamRunSettings, ["--settings", section], command="dream")
+
+
+def test_a_commands_own_section_wins():
+    assert load(DreamRunSettings, ["--settings", "ci"], command="dream").dream.max_steps == int(INI["ci:dream"]["dream.max_steps"])
 
 
 def run(*args) -> subprocess.CompletedProcess:
@@ -34,6 +50,8 @@ def run(*args) -> subprocess.CompletedProcess:
     (["--vae.size", "96"], ["vae.size is 96", "collect.size 64"]),
     (["--dynamics.action_dim", "1"], ["action_dim must be 3"]),
     (["--evolve.sigma", "0"], ["sigma must be above 0"]),
+    (["--warm_up", "16"], ["warm_up must be 0 to window - 1 = 15"]),
+    (["--store", "somewhere"], ["a scout would write its driving into somewhere"]),
     (["--model", "LSTM"], ["model", "MDNRNN", "TransformerMDN"]),
     (["--model", "TraDE", "--trade.latent", "16"], ["vae.latent is 32", "trade.latent 16"]),
     (["--model", "TransformerMDN", "--transformer.longest", "8"], ["window must be at least 1", "transformer.longest (8), not 16"]),

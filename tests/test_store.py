@@ -506,3 +506,15 @@ def test_a_disk_too_small_is_refused_before_collecting(tmp_path, monkeypatch):
 def test_the_estimate_grows_with_what_is_stored():
     assert 400 < estimate_bytes(1, 64, .12) < 600 and 1_100 < estimate_bytes(1, 64) < 1_500
     assert estimate_bytes(1000, 96) == pytest.approx(2.25 * estimate_bytes(1000, 64))
+
+
+# frames alone
+
+def test_episodes_without_actions_come_back_as_they_were(tmp_path):
+    given = [episode(k, 120 + k, action_dim=0) for k in range(3)]
+    store = RolloutStore.create(tmp_path / "s", "Toy-v0", SIZE, 0)
+    store.append(given)
+    again = RolloutStore(tmp_path / "s")
+    assert again.action_dim == 0 and all(same(a, b) for a, b in zip(again.episodes(), given)) and again.episode(1).actions.shape == (121, 0)
+    assert next(again.batches(64)).shape == (64, SIZE, SIZE, 3)
+    with pytest.raises(ValueError, match="this store holds"): again.append([episode(9)])

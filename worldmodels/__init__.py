@@ -1,3 +1,8 @@
 """World Models (Ha & Schmidhuber 2018): V, M, C and the dream. Every module here is exported from a notebook in `nbs/`."""
+from gymnasium.envs.registration import register as _register
 
 __version__ = "0.1.0"
+
+for _game in ("CarRacing", "TakeCover"):  # by name: nothing is imported until a dream is made
+    _register(f"worldmodels/{_game}Dream-v0", "worldmodels.dream:DreamEnv", vector_entry_point="worldmodels.dream:DreamVectorEnv",
+              kwargs={"game": _game})

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['test_reparameterize', 'reparameterize', 'test_kl_divergence', 'kl_divergence', 'VAESettings', 'to_planes',
            'test_encoder', 'encoder', 'FromPixel', 'decoder', 'VAE', 'test_reconstruction_error',
-           'reconstruction_error', 'test_vae_loss', 'vae_loss', 'train_vae', 'encode_frames', 'decode_frames',
-           'latent_sliders', 'Latents', 'encode_store']
+           'reconstruction_error', 'focus_weight', 'test_vae_loss', 'vae_loss', 'mirror', 'train_vae', 'encode_frames',
+           'decode_frames', 'latent_sliders', 'Latents', 'encode_store']
 
 # %% ../nbs/01_vae.ipynb #15611afa
 import math
@@ -91,13 +91,17 @@ class VAESettings:
     """weight of the KL term"""
     kl_floor: float = 0.5
     """nats a dimension below which the KL of a sample is not pressed: max(KL, kl_floor · latent)"""
+    flip: bool = False
+    """show a random half of each batch in a mirror while training (not in the paper; ctallec's V)"""
+    focus: float = 0.0
+    """extra weight of a pixel's error, times its distance (0 to 1) from the batch's mean picture; small things count more"""
 
     def __post_init__(self):
         if self.size not in (64, 96): raise ValueError(f"size must be 64 or 96, not {self.size}")
         if self.likelihood not in ("gaussian", "bernoulli"):
             raise ValueError(f"likelihood must be gaussian or bernoulli, not {self.likelihood!r}")
         if self.latent < 1: raise ValueError(f"latent must be at least 1, not {self.latent}")
-        if self.beta < 0 or self.kl_floor < 0: raise ValueError("beta and kl_floor must be 0 or above")
+        if min(self.beta, self.kl_floor, self.focus) < 0: raise ValueError("beta, kl_floor and focus must be 0 or above")
 
 # %% ../nbs/01_vae.ipynb #f5045ab2
 def to_planes(frames: torch.Tensor) -> torch.Tensor:
@@ -205,12 +209,20 @@ def test_reconstruction_error(error: Callable) -> None:
     close("gaussian is what no likelihood means", error(logits, planes), error(logits, planes, "gaussian"))
 
 # %% ../nbs/01_vae.ipynb #c009de7e
-def reconstruction_error(logits: torch.Tensor, planes: torch.Tensor, likelihood: str = "gaussian") -> torch.Tensor:
-    """Squared error, or binary cross-entropy for "bernoulli", summed over a frame: two (n, 3, H, W) to (n,) float32."""
+def reconstruction_error(logits: torch.Tensor, planes: torch.Tensor, likelihood: str = "gaussian",
+                         weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Squared error, or binary cross-entropy for "bernoulli", summed over a frame: two (n, 3, H, W) to (n,) float32.
+
+    `weight`, (n, 1, H, W), multiplies the errors of a pixel.
+    """
     logits = logits.float()
     if likelihood == "gaussian": errors = (torch.sigmoid(logits) - planes).pow(2)
     else: errors = F.binary_cross_entropy_with_logits(logits, planes, reduction="none")
-    return errors.sum((1, 2, 3))
+    return (errors if weight is None else errors * weight).sum((1, 2, 3))
+
+def focus_weight(planes: torch.Tensor, focus: float) -> torch.Tensor:
+    """1 + focus · distance of each pixel of (n, 3, H, W) from the batch's mean picture, its largest of three: (n, 1, H, W)."""
+    return 1 + focus * (planes - planes.mean(0)).abs().amax(1, keepdim=True)
 
 # %% ../nbs/01_vae.ipynb #78559f2b
 def test_vae_loss(loss: Callable) -> None:
@@ -240,14 +252,20 @@ def test_vae_loss(loss: Callable) -> None:
 # %% ../nbs/01_vae.ipynb #3d16448b
 def vae_loss(vae: nn.Module, frames: torch.Tensor, settings: VAESettings) -> tuple[torch.Tensor, dict]:
     """Error summed over pixels plus beta · max(KL, floor) for each of frames (n, H, W, 3), averaged; and its parts."""
-    logits, mu, logvar = vae(frames)
-    reconstruction = reconstruction_error(logits, to_planes(frames), settings.likelihood)  # (n,)
+    (logits, mu, logvar), planes = vae(frames), to_planes(frames)
+    weight = focus_weight(planes, settings.focus) if settings.focus else None
+    reconstruction = reconstruction_error(logits, planes, settings.likelihood, weight)  # (n,)
     kl = kl_divergence(mu, logvar)  # (n,)
     pressed = kl.clamp(min=settings.kl_floor * settings.latent)
     loss = (reconstruction + settings.beta * pressed).mean()
     return loss, {"reconstruction": reconstruction.detach().mean(), "kl": kl.detach().mean()}
 
 # %% ../nbs/01_vae.ipynb #7cfec221
+def mirror(frames: torch.Tensor) -> torch.Tensor:
+    """Frames (n, H, W, 3), each with a chance of one half flipped left to right."""
+    coin = torch.rand(len(frames), device=frames.device) < 0.5
+    return torch.where(coin[:, None, None, None], frames.flip(2), frames)
+
 def train_vae(store: RolloutStore, settings: VAESettings, training: FitSettings, folder=None, seed: int = 0,
               episodes: Sequence[int] | None = None, start: VAE | None = None) -> VAE:
     """Train a V on shuffled frames of `store` (of `episodes`, default all), from the weights of `start` if given.
@@ -265,7 +283,8 @@ def train_vae(store: RolloutStore, settings: VAESettings, training: FitSettings,
                              f"not {vae.size} and {vae.latent}")
         vae.load_state_dict(start.state_dict())
     batches = lambda seed, step: (torch.from_numpy(b) for b in store.batches(training.batch, seed, step, episodes))
-    return fit(vae, batches, lambda model, frames: vae_loss(model, frames, settings), training, folder, "vision", seed)
+    loss = lambda model, frames: vae_loss(model, mirror(frames) if settings.flip else frames, settings)
+    return fit(vae, batches, loss, training, folder, "vision", seed)
 
 # %% ../nbs/01_vae.ipynb #383e583a
 @torch.inference_mode()

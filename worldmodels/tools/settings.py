@@ -41,8 +41,11 @@ def nearest(name: str, names) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 # %% ../../nbs/tools/settings.ipynb #994eb7e9
-def read_sections(ini: Path, names: str) -> list[tuple[str, str, str]]:
-    """(section, key, value) of the sections `names` ("a,b") of `ini`, left to right; ValueError for an unknown one."""
+def read_sections(ini: Path, names: str, command: str = "") -> list[tuple[str, str, str]]:
+    """(section, key, value) of the sections `names` ("a,b") of `ini`, left to right; ValueError for an unknown one.
+
+    After each section NAME comes the section NAME:COMMAND, where there is one.
+    """
     config = configparser.ConfigParser(interpolation=None, delimiters=("=",), comment_prefixes=("#", ";"),
                                        inline_comment_prefixes=("#",), default_section="")
     config.optionxform = str
@@ -51,9 +54,10 @@ def read_sections(ini: Path, names: str) -> list[tuple[str, str, str]]:
     rows = []
     for name in filter(None, map(str.strip, names.split(","))):
         if name not in config:
-            raise ValueError(f"{ini} has no section [{name}]{nearest(name, config.sections())}; "
-                             f"it has {', '.join(config.sections())}")
-        rows += [(name, key, value) for key, value in config[name].items()]
+            known = [section for section in config.sections() if ":" not in section]
+            raise ValueError(f"{ini} has no section [{name}]{nearest(name, known)}; it has {', '.join(known)}")
+        for section in (name, f"{name}:{command}"):
+            if section in config: rows += [(section, key, value) for key, value in config[section].items()]
     return rows
 
 # %% ../../nbs/tools/settings.ipynb #1dfa6e68
@@ -93,13 +97,13 @@ def split_settings(args: list[str], default: str | None = None) -> tuple[str, li
 
 # %% ../../nbs/tools/settings.ipynb #3a50f9ca
 def parse(cls: type, args: list[str], prefix: str = "", sections: str | None = None,
-          ini: Path | None = None, description: str | None = None, part_of: type | None = None):
+          ini: Path | None = None, description: str | None = None, part_of: type | None = None, command: str = ""):
     """`cls` from its defaults, then sections of `ini`, then the flags `args`; ValueError says what is wrong."""
     parser = make_parser(cls, description)
     skip = set(make_parser(part_of).get_defaults().keys()) if part_of else set()
     try:
         names, flags = split_settings(own_flags(parser, args), sections)
-        rows = read_sections(ini or find_ini(), names) if names else []
+        rows = read_sections(ini or find_ini(), names, command) if names else []
         chosen = parser.parse_args(section_flags(parser, rows, prefix, skip) + flags)
     except ArgumentError as e: raise ValueError(" ".join(str(e).split())) from None
     del chosen["settings"]
@@ -107,7 +111,7 @@ def parse(cls: type, args: list[str], prefix: str = "", sections: str | None = N
 
 # %% ../../nbs/tools/settings.ipynb #23a87832
 def load(cls: type, args: list[str] | None = None, prefix: str = "", sections: str | None = None,
-         ini: Path | None = None, description: str | None = None, part_of: type | None = None):
+         ini: Path | None = None, description: str | None = None, part_of: type | None = None, command: str = ""):
     """An instance of the frozen, maybe nested dataclass `cls`: its defaults, then sections of settings.ini, then flags.
 
     - `args`: flags `--a.b=value`, and `--settings a,b` for sections; None is the command line, and a mistake exits.
@@ -115,20 +119,21 @@ def load(cls: type, args: list[str] | None = None, prefix: str = "", sections: s
     - `sections`: those used where `args` has no `--settings`.
     - `ini`: the file of sections, else the nearest `settings.ini` (`find_ini`).
     - `part_of`: the dataclass of a larger command that shares the sections: keys of its that `cls` lacks are passed over.
+    - `command`: sections such as `[quick:dream]` are read too where `[quick]` is, if this is "dream".
 
     Raises ValueError for an unknown section, key or flag and for a value of the wrong type, naming what would be right;
     FileNotFoundError where sections are asked for and there is no file.
     """
-    if args is not None: return parse(cls, args, prefix, sections, ini, description, part_of)
-    try: return parse(cls, sys.argv[1:], prefix, sections, ini, description, part_of)
+    if args is not None: return parse(cls, args, prefix, sections, ini, description, part_of, command)
+    try: return parse(cls, sys.argv[1:], prefix, sections, ini, description, part_of, command)
     except (ValueError, FileNotFoundError) as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(2) from None
 
 # %% ../../nbs/tools/settings.ipynb #c6a3d57d
-def notebook(cls: type, prefix: str, *flags: str):
+def notebook(cls: type, prefix: str, *flags: str, command: str = ""):
     """`cls` for a chapter: its keys below `prefix` in the sections WORLDMODELS_SETTINGS names (default `quick`)."""
-    return load(cls, list(flags), prefix, os.environ.get("WORLDMODELS_SETTINGS") or "quick")
+    return load(cls, list(flags), prefix, os.environ.get("WORLDMODELS_SETTINGS") or "quick", command=command)
 
 # %% ../../nbs/tools/settings.ipynb #69f1ba45
 def to_dict(settings) -> dict:

@@ -37,7 +37,7 @@ class Episode:
 
     Raises `ValueError` when a shape or dtype is wrong, a number is not finite, or steps follow the end."""
     frames: np.ndarray  # (T+1, H, W, 3) uint8; (T, H, W, 3) in imported data without a last frame
-    actions: np.ndarray  # (T, action_dim) float32
+    actions: np.ndarray  # (T, action_dim) float32; action_dim 0 where nobody recorded them
     rewards: np.ndarray  # (T,) float32
     terminated: np.ndarray  # (T,) bool: the world ended it (crash, lap done)
     truncated: np.ndarray  # (T,) bool: a limit of time ended it
@@ -104,7 +104,8 @@ def write_part(path: Path, episodes: list[Episode], attributes: dict) -> None:
     with replacing(path) as tmp, ZipStore(tmp, mode="w") as store:
         group = zarr.create_group(store, attributes=attributes)
         for name, array in arrays.items():
-            group.create_array(name, data=array, chunks=(min(len(array), 10_000), *array.shape[1:]), **how)
+            width = [max(1, n) for n in array.shape[1:]]  # actions may have none: frames alone, from other people's data
+            group.create_array(name, data=array, chunks=(min(len(array), 10_000), *width), **how)
         shape = episodes[0].frames.shape[1:]
         frames = group.create_array("frames", shape=(arrays["frame_ends"][-1], *shape), dtype=np.uint8,
                                     chunks=(CHUNK, *shape), **how)

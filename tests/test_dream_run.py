@@ -1,0 +1,149 @@
+"""The run of chapter 05 at scale `ci`: killed at every stage it goes on where it was; scores in the dream and by planning."""
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import solutions.dream as s
+from test_pipeline import KILLER
+from worldmodels.controller import ControllerSettings, load_controller
+from worldmodels.dream import DreamFitness, DreamSettings, Starts
+from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.tools.training import read_lines
+from worldmodels.tools.world import WorldModel, load_tensors
+from worldmodels.vae import VAE, VAESettings
+
+ROOT = Path(__file__).parents[1]
+MODELS = ["vision.safetensors", "latents.safetensors", "dynamics.safetensors", "start.safetensors", "controller.safetensors"]
+
+
+def run_it(module: str, run: Path, *before: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    killer = KILLER.replace("solutions.train", module)
+    flags = ["--settings", "ci", "--run", str(run), *flags]
+    command = ["-c", killer, *before, *flags] if before else ["-m", module, *flags]
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A run that nobody disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done = run_it("solutions.dream", run)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run
+
+
+def test_a_run_leaves_everything_in_its_folder(whole):
+    for round in "01":
+        for name in [*MODELS, "evolution.jsonl", "checkpoints/0002.safetensors", "real.safetensors", "leak.png", "held_out.safetensors", "metrics.jsonl"]:
+            assert (whole / round / name).exists(), (round, name)
+    for name in ["config.json", "stages.jsonl", "report.json", "rounds.png", "drive.mp4", "dream.mp4", "store", "vision.safetensors", "dynamics.safetensors",
+                 "controller.safetensors", "starts.safetensors"]:
+        assert (whole / name).exists(), name
+    assert not list(whole.rglob("*.tmp"))
+
+
+def test_the_report_says_what_was_seen_and_what_came_of_it(whole):
+    report = json.loads((whole / "report.json").read_text())
+    assert report["seeds"] == [200_000, 200_001] and "solutions.dream" in report["command"]
+    for name in ("naive", "iterated"):
+        assert len(report[name]["returns"]) == report[name]["episodes"] == 2 and report[name]["low"] <= report[name]["mean"] <= report[name]["high"]
+    assert isinstance(report["iterated_is_better"], bool)
+    first, second = report["rounds"]
+    assert 0 < first["real_frames"] < second["real_frames"] == report["real_frames"] and [first["round"], second["round"]] == [0, 1]
+    assert set(first["rank_correlation"]) == {"0.5", "1.0", "1.5"}
+
+
+def test_each_round_goes_on_from_the_one_before(whole):
+    for name in ("vision", "dynamics"):
+        before, after = (load_tensors(whole / round / f"{name}.safetensors")[0] for round in "01")
+        moved = [(before[k] - after[k]).abs().max() for k in before]
+        assert 0 < max(moved) < 0.1, name
+    assert not load_controller(whole / "0" / "start.safetensors")[1].any() and load_controller(whole / "1" / "start.safetensors")[1].any()
+
+
+def test_killed_at_every_stage_it_goes_on_and_ends_with_the_same_bits(whole, tmp_path):
+    run = tmp_path / "run"
+
+    def killed(*before) -> None:
+        done = run_it("solutions.dream", run, *before)
+        assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+
+    killed("random-fast", "2", "half")                # random driving
+    killed("0/dynamics.checkpoint", "1", "after")     # M
+    killed("0/checkpoints/0002", "1", "after")        # a checkpoint is there, the generation's line is not yet
+    assert len(read_lines(run / "0" / "evolution.jsonl")) == 1
+    killed("round1-fast", "1", "after")               # driving for the first round
+    killed("1/vision.checkpoint", "1", "half")        # V again
+    killed("1/latents", "1", "before")                # V is done, its latents are not
+    killed("1/start", "1", "after")                   # before the first generation of the second search
+    killed("1/controller", "1", "before")             # found, not yet saved
+    vision = (run / "0" / "vision.safetensors").stat().st_mtime_ns
+    killed("0/held_out", "1", "after")                # between the two scores
+    done = run_it("solutions.dream", run)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (run / "0" / "vision.safetensors").stat().st_mtime_ns == vision, "what was there has been made again"
+    for round in "01":
+        for name in [*MODELS, "checkpoints/0002.safetensors", "real.safetensors", "held_out.safetensors"]:
+            mine, theirs = (load_tensors(r / round / name)[0] for r in (run, whole))
+            assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine), (round, name)
+
+
+def test_a_run_with_other_settings_is_refused_and_left_alone(whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
+    done = run_it("solutions.dream", whole, flags=("--dream.temperature", "1.2"))
+    assert done.returncode != 0 and "dream.temperature: 1.0 -> 1.2" in done.stderr and "Traceback" not in done.stderr
+    assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
+
+
+@pytest.mark.parametrize("flags, words", [(("--dream.temperature", "0"), "temperature must be above 0"), (("--iterate.episodes", "0"), "episodes must be"),
+                                          (("--dream.reward", "alive"), "must be head"), (("--iterate.swerf", "1"), "did you mean --iterate.swerve")])
+def test_settings_that_make_no_sense_are_refused_at_once(tmp_path, flags, words):
+    done = run_it("solutions.dream", tmp_path / "run", flags=flags)
+    assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_reward_head_ends_in_one_line(tmp_path):
+    done = run_it("solutions.dream", tmp_path / "run", flags=("--dynamics.reward", "false"))
+    assert done.returncode != 0 and "reward" in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_controller_is_scored_in_its_dream(whole):
+    done = run_it("solutions.evaluate", whole, flags=("--dream", "--dreaming.done", "never", "--dreaming.max_steps", "20"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((whole / "dream.json").read_text())
+    assert len(report["returns"]) == 2 and report["seeds"] == [200_000, 200_001] and report["dream"]["temperature"] == 1.0
+    world, starts = WorldModel.load(whole), Starts(**load_tensors(whole / "starts.safetensors")[0])
+    settings, params = load_controller(whole / "controller.safetensors")
+    again = DreamFitness(world, starts, settings, DreamSettings(done="never", max_steps=20))(params[None], [200_000, 200_001])[0]
+    np.testing.assert_allclose(report["returns"], again, atol=0.02)
+
+
+def test_planning_is_scored_with_its_cost(whole):
+    done = run_it("solutions.evaluate", whole, flags=("--policy", "plan", "--plan.horizon", "4", "--plan.hold", "2", "--plan.candidates", "8", "--plan.elites", "2",
+                                                      "--evaluate.max_steps", "10"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((whole / "plan.json").read_text())
+    assert len(report["returns"]) == 2 and report["cost"]["ms_a_step"] > 0 and report["cost"]["dreamt_steps_a_step"] == 8 * 3 * 4 / 2
+
+
+# ---- answers to exercises
+
+def test_a_pessimist_pays_the_smaller():
+    def fitness(seed, **kind):
+        torch.manual_seed(seed)
+        world = WorldModel(VAE(VAESettings(latent=4)), MDNRNN(MDNRNNSettings(latent=4, hidden=8, reward=True)))
+        return DreamFitness(world, Starts(torch.zeros(1, 4), torch.zeros(1, 4)), ControllerSettings(**kind), DreamSettings(done="never", max_steps=5))
+    two = [fitness(seed, memory=False) for seed in (0, 1)]
+    both, params = s.Pessimist(*two), np.ones((2, two[0].dimension))
+    np.testing.assert_array_equal(both(params, [0, 1]), np.minimum(*(f(params, [0, 1]) for f in two)))
+    assert both.dimension == 15
+    with pytest.raises(ValueError, match="memory=False"): s.Pessimist(fitness(0), fitness(1))
