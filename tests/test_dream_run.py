@@ -42,8 +42,8 @@ def whole(tmp_path_factory) -> Path:
 
 def test_a_run_leaves_everything_in_its_folder(whole):
     for round in ("00", "01"):
-        for name in [*MODELS, "evolution.jsonl", "real.safetensors", "leak.png", "held_out.safetensors", "metrics.jsonl"]:
-            assert (whole / round / name).exists(), (round, name)
+        for name in [*MODELS, "evolution.jsonl", "real.safetensors", "leak.png", "metrics.jsonl"]: assert (whole / round / name).exists(), (round, name)
+    assert (whole / "naive" / "held_out.safetensors").exists() and (whole / "01" / "held_out.safetensors").exists()
     for name in ["config.json", "stages.jsonl", "report.json", "rounds.png", "drive.mp4", "dream.mp4", "store", "vision.safetensors", "dynamics.safetensors",
                  "controller.safetensors", "starts.safetensors"]:
         assert (whole / name).exists(), name
@@ -56,8 +56,9 @@ def test_the_report_says_what_was_seen_and_what_came_of_it(whole):
     for name in ("naive", "iterated"):
         assert len(report[name]["returns"]) == report[name]["episodes"] == 2 and report[name]["low"] <= report[name]["mean"] <= report[name]["high"]
     assert isinstance(report["iterated_is_better"], bool)
-    first, second = report["rounds"]
-    assert 0 < first["real_frames"] < second["real_frames"] == report["real_frames"] and [first["round"], second["round"]] == [0, 1]
+    first, naive, second = report["searches"]
+    assert 0 < first["real_frames"] == naive["real_frames"] < second["real_frames"] == report["real_frames"]
+    assert [found["search"] for found in report["searches"]] == ["00", "naive", "01"]
     assert set(first["rank_correlation"]) == {"0.5", "1.0", "1.5"}
 
 
@@ -87,20 +88,25 @@ def test_killed_at_every_stage_it_goes_on_and_ends_with_the_same_bits(whole, tmp
     killed("00/dynamics.checkpoint", "1", "after")    # M
     killed("00/checkpoints/0002", "1", "after")       # a checkpoint is there, the generation's line is not yet
     assert len(read_lines(run / "00" / "evolution.jsonl")) == 1
+    killed("naive/checkpoints/0003", "1", "before")   # the naive search, in the middle
     killed("round01-fast", "1", "after")              # driving for the first round
     killed("01/latents", "1", "before")               # driven, not yet encoded
     killed("01/dynamics.checkpoint", "2", "before")   # M again
     killed("01/checkpoints/0000", "1", "after")       # before the first generation of the second search
     killed("01/controller", "1", "before")            # found, not yet saved
     vision = (run / "vision.safetensors").stat().st_mtime_ns
-    killed("00/held_out", "1", "after")               # between the two scores
+    killed("naive/held_out", "1", "after")            # between the two scores
     done = run_it("solutions.dream", run)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (run / "vision.safetensors").stat().st_mtime_ns == vision, "what was there has been made again"
     for round in ("00", "01"):
-        for name in [*MODELS, "real.safetensors", "held_out.safetensors"]:
-            mine, theirs = (load_tensors(r / round / name)[0] for r in (run, whole))
-            assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine), (round, name)
+        for name in [*MODELS, "real.safetensors"]: same(run / round / name, whole / round / name)
+    for name in ("naive/controller", "naive/checkpoints/0003", "naive/held_out", "01/held_out"): same(run / f"{name}.safetensors", whole / f"{name}.safetensors")
+
+
+def same(mine: Path, theirs: Path) -> None:
+    a, b = (load_tensors(path)[0] for path in (mine, theirs))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), mine
 
 
 def test_a_run_with_other_settings_is_refused_and_left_alone(whole):
