@@ -14,6 +14,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import solutions.baselines as studies
+import solutions.ppo
 from solutions.baselines import Cells, Thumbnail, needed, slug
 from worldmodels import baselines as b
 from worldmodels.baselines import Eyes, PPOPolicy, PPOSettings, Relay, SB3VecEnv
@@ -344,27 +345,34 @@ runpy.run_module('solutions.ppo', run_name='__main__')
 """
 
 
-def ppo(run: Path, *flags: str, code: str | None = None) -> subprocess.CompletedProcess:
-    command = ["-c", code] if code else ["-m", "solutions.ppo"]
-    return subprocess.run([sys.executable, *command, "--settings", "ci", "--run", str(run), *flags], cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+def call(monkeypatch, module, *flags: str) -> None:
+    """The command of `module` in this process."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [module.__name__, *flags])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", module.__name__, *flags])
+    module.main()
 
 
-def test_from_the_shell_killed_and_gone_on_with_scored_and_driving_for_others(tmp_path):
+def test_killed_and_gone_on_with_scored_and_driving_for_others(tmp_path, monkeypatch):
     run = tmp_path / "ppo"
-    assert ppo(run, code=KILLER).returncode == -signal.SIGKILL
+    flags = ("--settings", "ci", "--run", str(run))
+    killed = subprocess.run([sys.executable, "-c", KILLER, *flags], cwd=ROOT, capture_output=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert load_tensors(run / "ppo.safetensors")[1]["step"] == 64 and not (run / "report.json").exists()
-    done = ppo(run, "--drive", "2")
-    assert done.returncode == 0, done.stderr[-3000:]
+    call(monkeypatch, solutions.ppo, *flags, "--drive", "2")
     assert load_tensors(run / "ppo.safetensors")[1]["step"] == 128
     report = json.loads((run / "report.json").read_text())
     assert report["seeds"] == [HELD_OUT[0], HELD_OUT[1]] and len(report["gymnasium"]["returns"]) == 2 and "solutions.ppo" in report["command"]
     store = RolloutStore(run / "store")
     assert len(store) == 2 and all(source.endswith("/ppo") for source in store.sources)
     before = (run / "report.json").read_bytes()
-    assert ppo(run).returncode == 0 and (run / "report.json").read_bytes() == before
-    refused = ppo(run, "--ppo.rows", "4")
-    assert refused.returncode == 1 and "ppo.rows: 2 -> 4" in refused.stderr and "Traceback" not in refused.stderr
+    call(monkeypatch, solutions.ppo, *flags)
+    assert (run / "report.json").read_bytes() == before
+    with pytest.raises(ValueError, match="ppo.rows: 2 -> 4"): call(monkeypatch, solutions.ppo, *flags, "--ppo.rows", "4")
+    watched = []
+    monkeypatch.setattr(solutions.ppo, "watch_policy", lambda policy, seeds, *_: watched.append((policy.name, seeds[0])))
+    call(monkeypatch, solutions.ppo, *flags, "--render", "human")
+    assert watched == [("ppo", HELD_OUT[0])]
 
 
 # ---- controls
@@ -461,34 +469,30 @@ def test_names_become_file_names():
     assert slug("8 × 8 grey pixels, no V") == "8-8-grey-pixels-no-v" and slug("z and h, M untrained") == "z-and-h-m-untrained"
 
 
-def study(run: Path, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "solutions.baselines", "--settings", "ci", "--run", str(run), "--ppo", str(run / "none"), *flags], cwd=ROOT,
-                          capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def study(monkeypatch, run: Path, *flags: str) -> None:
+    call(monkeypatch, studies, "--settings", "ci", "--run", str(run), "--ppo", str(run / "none"), *flags)
 
 
-def test_the_data_study_and_the_time_to_a_score_from_the_shell(tmp_path):
+def test_the_data_study_and_the_time_to_a_score(tmp_path, monkeypatch, capsys):
     run = tmp_path / "b"
-    done = study(run, "--policies", "brownian,ppo,iterated", "--part", "data", "--seeds", "1")
-    assert done.returncode == 0, done.stderr[-3000:]
+    study(monkeypatch, run, "--policies", "brownian,ppo,iterated", "--part", "data", "--seeds", "1")
     table = (run / "data.md").read_text()
-    assert "| brownian | " in table and "| iterated | " in table and "| ppo | " not in table and "row ppo is left out" in done.stdout
+    assert "| brownian | " in table and "| iterated | " in table and "| ppo | " not in table and "row ppo is left out" in capsys.readouterr().out
     assert (run / "data.png").stat().st_size > 5000
     before = {p: p.stat().st_mtime_ns for p in run.glob("*.json")}
-    done = study(run, "--policies", "brownian,iterated", "--part", "time", "--seeds", "1")
-    assert done.returncode == 0, done.stderr[-3000:]
+    study(monkeypatch, run, "--policies", "brownian,iterated", "--part", "time", "--seeds", "1", "--to", str(tmp_path / "also"))
     assert {p: p.stat().st_mtime_ns for p in run.glob("*.json")} == before, "no cell has been made again"
     table = (run / "time.md").read_text()
     assert "| V, M and C | not in " in table and "iterated" in table and (run / "time.png").stat().st_size > 5000
+    assert (tmp_path / "also" / "time.md").read_text() == table and (tmp_path / "also" / "time.png").exists()
 
 
-def test_the_controls_from_the_shell(tmp_path):
+def test_the_controls(tmp_path, monkeypatch):
     run = tmp_path / "b"
-    done = study(run, "--part", "controls")
-    assert done.returncode == 0, done.stderr[-3000:]
+    study(monkeypatch, run, "--part", "controls")
     table = (run / "controls.md").read_text()
     for name in ("z and h", "M untrained", "z alone", "40 hidden units", "grey pixels", "random search", "rule by hand"): assert name in table, name
     assert "| 867 |" in table and "| 99 |" in table and "| 195 |" in table and (run / "controls.png").stat().st_size > 5000
-    refused = study(run, "--window", "8")
-    assert refused.returncode == 1 and "window: 16 -> 8" in refused.stderr
-    refused = study(run, "--policies", "brownian,telepathy")
+    with pytest.raises(ValueError, match="window: 16 -> 8"): study(monkeypatch, run, "--window", "8")
+    refused = subprocess.run([sys.executable, "-m", "solutions.baselines", "--policies", "brownian,telepathy"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 1 and "unknown policies telepathy" in refused.stderr and "Traceback" not in refused.stderr

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+import solutions.mdn_rnn
+import solutions.vae
 from solutions.baselines import read_video
-from solutions.rollouts import import_latents
+from solutions.rollouts import import_latents, import_main
 from worldmodels.tools import importers
 from worldmodels.tools.importers import ImportSettings, import_episodes, read_actions, shrink, sources
 from worldmodels.tools.show import write_mp4
 from worldmodels.tools.store import RolloutStore
+from worldmodels.tools.world import load_model
 from worldmodels.vae import Latents
 
 ROOT = Path(__file__).parents[1]
@@ -100,16 +103,14 @@ def test_frames_alone_become_episodes_without_actions(tmp_path):
     assert next(store.batches(4)).shape == (4, 64, 64, 3)
 
 
-def test_v_learns_from_frames_alone_and_m_says_why_it_cannot(tmp_path):
+def test_v_learns_from_frames_alone_and_m_says_why_it_cannot(tmp_path, monkeypatch):
     (tmp_path / "theirs").mkdir()
     for k in range(3): np.save(tmp_path / "theirs" / f"{k}.npy", frames(30))
     import_episodes(tmp_path / "theirs", tmp_path / "store")
-    run = lambda stage: subprocess.run([sys.executable, "-m", f"solutions.{stage}", "--settings", "ci", "--scout.generations", "0", "--run",
-                                        str(tmp_path / "run"), "--store", str(tmp_path / "store")], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert (done := run("vae")).returncode == 0, done.stderr[-2000:]
+    monkeypatch.setattr(sys, "argv", ["", "--settings", "ci", "--scout.generations", "0", "--run", str(tmp_path / "run"), "--store", str(tmp_path / "store")])
+    solutions.vae.main()
     assert (tmp_path / "run" / "vision.safetensors").exists()
-    done = run("mdn_rnn")
-    assert done.returncode != 0 and "no actions" in done.stderr and "V can learn from it" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(ValueError, match="no actions: V can learn from it"): solutions.mdn_rnn.main()
     assert not (tmp_path / "run" / "latents.safetensors").exists()
 
 
@@ -319,15 +320,15 @@ def test_broken_latents_are_named_and_nothing_is_written(tmp_path, broken, words
     assert not (tmp_path / "l.safetensors").exists()
 
 
-def test_m_learns_from_ready_latents_alone(tmp_path):
+def test_m_learns_from_ready_latents_alone(tmp_path, monkeypatch):
     for k in range(3): ready(tmp_path / "t" / f"episode_{k}", 50)
     import_latents(tmp_path / "t", tmp_path / "l.safetensors")
-    run = lambda *flags: subprocess.run([sys.executable, "-m", "solutions.mdn_rnn", "--settings", "ci", "--scout.generations", "0", "--run",
-                                         str(tmp_path / "run"), "--latents", str(tmp_path / "l.safetensors"), "--vae.latent", "8", *flags],
-                                        cwd=ROOT, capture_output=True, text=True, timeout=300)
-    done = run("--dynamics.latent", "8")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "run" / "dynamics.safetensors").exists()
+    flags = ["--settings", "ci", "--scout.generations", "0", "--run", str(tmp_path / "run"), "--latents", str(tmp_path / "l.safetensors")]
+    monkeypatch.setattr(sys, "argv", ["", *flags, "--vae.latent", "8", "--dynamics.latent", "8"])
+    solutions.mdn_rnn.main()
+    assert load_model(tmp_path / "run" / "dynamics.safetensors").latent == 8
+    monkeypatch.setattr(sys, "argv", ["", *flags, "--fresh"])
+    with pytest.raises(ValueError, match="latents of 8 numbers, and dynamics.latent is 32"): solutions.mdn_rnn.main()
 
 
 # ---- finding, resuming, the shell
@@ -404,8 +405,7 @@ def test_the_shell_imports_and_says_what_came_in(tmp_path):
     (tmp_path / "t" / "rollout_1.npz").write_bytes(b"PK broken")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "rollout_1.npz" in done.stderr and "Traceback" not in done.stderr
-    done = subprocess.run([*command[:4], "--to", "x"], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "needs a path" in done.stderr
+    with pytest.raises(ValueError, match="needs a path"): import_main(["--to", "x"])
 
 
 def test_the_disk_is_asked_before_a_part_is_written(tmp_path, monkeypatch):
