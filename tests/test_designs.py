@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from solutions.settings import TrainSettings
+from solutions.settings import Sections, TrainSettings
 from worldmodels.mdn_rnn import dynamics_loss, windows
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
@@ -25,7 +25,7 @@ def run(request, tmp_path_factory):
     done = subprocess.run([sys.executable, "-m", "solutions.train", *flags, "--run", str(folder)], cwd=ROOT, capture_output=True, text=True,
                           timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    return request.param, folder, load(TrainSettings, flags)
+    return request.param, folder, load(TrainSettings, flags, part_of=Sections)
 
 
 def test_it_is_the_published_design_with_the_scale_of_ci(run):
