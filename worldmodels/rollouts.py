@@ -285,12 +285,12 @@ def doom_game(resolution: str = "RES_320X240"):
         import vizdoom  # brings a copy of Freedoom, and is needed by nothing else here
         game = vizdoom.DoomGame()
         game.load_config(os.path.join(vizdoom.scenarios_path, "take_cover.cfg"))
-        game.set_doom_config_path(os.path.join(scratch_folder().name, "vizdoom.ini"))
+        game.set_doom_config_path(os.devnull)  # the engine's own settings: nothing to keep
         game.set_screen_resolution(getattr(vizdoom.ScreenResolution, resolution))
         game.set_screen_format(vizdoom.ScreenFormat.RGB24)
         game.set_render_hud(True); game.set_render_screen_flashes(True)
         game.set_window_visible(False)
-        with chdir(scratch_folder().name): game.init()  # it leaves files where it is started
+        with chdir(scratch_folder().name): game.init()  # it leaves a folder where it is started
     except Exception as error:
         raise RuntimeError(f"VizDoom is installed, but does not start ({type(error).__name__}: {error}). `pip install "
                            "--force-reinstall vizdoom` mends a broken copy; it also needs room in /dev/shm") from error
