@@ -143,7 +143,7 @@ def learn_dynamics(folder: Path, vision: Vision, store: RolloutStore, s: DoomSet
         torch.manual_seed(seed)
         model = new_dynamics(name, s)
         if start is not None: model.load_state_dict(start.dynamics.state_dict())
-        model = train_dynamics(model, latents, train, s.window, s.dynamics_fit, folder, seed, s.ending, s.dream.done_weight)
+        model = train_dynamics(model, latents, train, s.window, s.dynamics_fit, folder, seed, ending=s.ending, done_weight=s.dream.done_weight)
         write_json(folder / "m.json", examine(model, latents, held_out, s, folder))
         save_model(path, model)
     return WorldModel(vision, load_model(path, Dynamics))

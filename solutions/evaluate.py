@@ -8,6 +8,7 @@ python -m solutions.evaluate --run runs/dream --policy plan --evaluate.episodes 
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from solutions.settings import EvaluateSettings, TrainSettings, command
+from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.controller import ControllerSettings, controllers_for, film, load_controller, score, summary, watch
 from worldmodels.dream import DreamFitness, DreamSettings, Planner, PlanSettings, drive, find_starts
 from worldmodels.rollouts import HELD_OUT, has_envpool
@@ -52,13 +53,18 @@ def facts(seeds: range, max_steps: int, *packages: str) -> dict:
 
 
 def evaluate(folder: Path, world: WorldModel, settings: ControllerSettings, params: np.ndarray, s: EvaluateSettings) -> dict:
-    """Write `folder`/report.json: the returns on held-out tracks, with everything needed to repeat them.
+    """Write `folder`/report.json: the returns of a controller on held-out tracks, with everything needed to repeat them.
 
     Raises ValueError for a number of episodes that there are no tracks for, or a controller that does not fit; nothing is written then.
     """
-    seeds, backends = held_out(s), ["gymnasium", *(["envpool"] if has_envpool() else [])]
     controllers_for(world, settings, params)  # refuses a controller of another width before the first step
-    returns = {backend: score(world, settings, params, seeds, backend, s.max_steps) for backend in backends}
+    return write_report(folder, lambda seeds, backend: score(world, settings, params, seeds, backend, s.max_steps), s)
+
+
+def write_report(folder: Path, drive: Callable, s: EvaluateSettings) -> dict:
+    """The report of whatever `drive(seeds, backend)` gives the returns (episodes,) of; see `evaluate`."""
+    seeds, backends = held_out(s), ["gymnasium", *(["envpool"] if has_envpool() else [])]
+    returns = {backend: drive(seeds, backend) for backend in backends}
     report = facts(seeds, s.max_steps, *backends)
     for backend, r in returns.items():
         report[backend] = found = summary(r) | {"returns": [round(float(x), 2) for x in r]}
@@ -115,7 +121,7 @@ class EvaluateCommand:
 
 
 def main() -> None:
-    s = load(EvaluateCommand, description=__doc__, part_of=TrainSettings)
+    s = load(EvaluateCommand, description=__doc__, part_of=Sections)
     folder = Path(s.run)
     world = WorldModel.load(folder)
     if s.policy == "plan": return evaluate_plan(folder, world, s.evaluate, s.plan)

@@ -1,15 +1,18 @@
 """Stage 3 of a run: every episode encoded once, then M on the latents.
 
 python -m solutions.mdn_rnn --settings quick --run runs/car
+python -m solutions.mdn_rnn --settings quick --run runs/m --store STORE --vision runs/v/vision.safetensors --dynamics.hidden 768
+python -m solutions.mdn_rnn --settings quick --run runs/m --latents FILE
 """
 from pathlib import Path
 
 import torch
 
-from solutions.settings import TrainSettings, command, open_run
-from worldmodels.mdn_rnn import MDNRNN, train_dynamics
-from worldmodels.tools.store import RolloutStore
-from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
+from solutions.settings import M_FIELDS, TrainSettings, command, open_run, open_store
+from solutions.vae import learn_vision
+from worldmodels.mdn_rnn import require_actions, train_dynamics
+from worldmodels.tools.store import RolloutStore, held_out_serials
+from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, registered, save_model
 from worldmodels.vae import Latents, encode_store
 
 
@@ -21,20 +24,41 @@ def encode(folder: Path, vision: Vision, store: RolloutStore) -> Latents:
 
 
 def learn_dynamics(folder: Path, vision: Vision, store: RolloutStore, s: TrainSettings, start: Dynamics | None = None) -> WorldModel:
-    """V and the M of `folder`, trained (from `start`, if given) unless it is there already."""
+    """V and the M of `folder`, of the class that the settings name, trained (from `start`, if given) unless it is there already."""
     path = folder / "dynamics.safetensors"
     if not path.exists():
         train, _ = store.split()
         torch.manual_seed(s.seed)
-        model = MDNRNN(s.dynamics)
+        model = registered(s.model)[0](s.m)
         if start is not None: model.load_state_dict(start.state_dict())
-        save_model(path, train_dynamics(model, encode(folder, vision, store), train, s.window, s.dynamics_fit, folder, s.seed))
+        if vision.latent != model.latent: raise ValueError(f"V has a latent of {vision.latent}, and dynamics.latent is {model.latent}: they must be equal")
+        require_actions(store.action_dim, model)  # before the encoding, which may take an hour
+        latents = encode(folder, vision, store)
+        save_model(path, train_dynamics(model, latents, train, s.window, s.dynamics_fit, folder, s.seed, s.warm_up))
     return WorldModel(vision, load_model(path, Dynamics))
 
 
+def learn_from_latents(folder: Path, s: TrainSettings) -> Dynamics:
+    """The M of `folder`, trained on the ready latents `s.latents` unless it is there already."""
+    path = folder / "dynamics.safetensors"
+    if not path.exists():
+        latents = Latents.load(s.latents)
+        if latents.mu.shape[1] != s.m.latent:
+            raise ValueError(f"{s.latents} holds latents of {latents.mu.shape[1]} numbers, and {M_FIELDS[s.model]}.latent is {s.m.latent}")
+        held_out = held_out_serials(len(latents), 0.1, 0) if len(latents) > 1 else []
+        train = [i for i in range(len(latents)) if i not in held_out]
+        torch.manual_seed(s.seed)
+        save_model(path, train_dynamics(registered(s.model)[0](s.m), latents, train, s.window, s.dynamics_fit, folder, s.seed, s.warm_up))
+    return load_model(path, Dynamics)
+
+
 def main() -> None:
-    folder, s = open_run(__doc__, stage=True)
-    learn_dynamics(folder, load_model(folder / "vision.safetensors", Vision), RolloutStore(folder / "store"), s)
+    folder, s = open_run(__doc__, stage=True, joint=False)
+    if s.latents: learn_from_latents(folder, s)
+    else:
+        store = open_store(folder, s)
+        vision = learn_vision(folder, store, s) if s.vision else load_model(folder / "vision.safetensors", Vision)
+        learn_dynamics(folder, vision, store, s)
 
 
 if __name__ == "__main__": command(main)

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from solutions.evaluate import evaluate
-from solutions.settings import EvaluateSettings, TrainSettings, command
+from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.controller import load_controller, save_controller
 from worldmodels.mdn_rnn import open_loop
 from worldmodels.tools.settings import load
@@ -91,7 +91,7 @@ Tracks are those of seeds {report['seeds'][0]} to {report['seeds'][1]}, used for
 
 
 def main() -> None:
-    s = load(PublishSettings, description=__doc__, part_of=TrainSettings)
+    s = load(PublishSettings, description=__doc__, part_of=Sections)
     run, to = Path(s.run), Path(s.to)
     if to.exists() and not (to / "CARD.md").exists(): raise ValueError(f"{to} exists and has no CARD.md, so publish did not write it: it is left alone")
     if not (run / "report.json").exists(): raise FileNotFoundError(f"{run} has no report.json: only a finished run of solutions.train is published")

@@ -1,12 +1,22 @@
-"""Stage 1 of a run: random driving, on the fast environment and on the official one.
+"""Stage 1 of a run: random driving, on the fast environment and on the official one; or other people's data, imported.
 
 python -m solutions.rollouts --settings quick --run runs/car
+python -m solutions.rollouts import PATH --to STORE
+python -m solutions.rollouts import PATH --to FILE.safetensors --latents
 """
+import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from solutions.settings import TrainSettings, command, open_run
 from worldmodels.rollouts import NoisePolicy, collect
+from worldmodels.tools.importers import ImportSettings, import_episodes, natural, read_latents
+from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
+from worldmodels.vae import Latents
 
 
 def drive_randomly(folder: Path, s: TrainSettings) -> RolloutStore:
@@ -17,4 +27,50 @@ def drive_randomly(folder: Path, s: TrainSettings) -> RolloutStore:
     return collect(store, noise, c.official, "gymnasium", 10_000, c.max_steps, c.rows, "random")
 
 
-if __name__ == "__main__": command(lambda: drive_randomly(*open_run(__doc__, stage=True)))
+@dataclass(frozen=True)
+class ImportCommand(ImportSettings):
+    """Other people's episodes into a store, or their ready latents into a file."""
+
+    to: str = "runs/imported"
+    """the store, made if it is missing; episodes that it has are passed over"""
+    latents: bool = False
+    """import representations_*.npy of the folders episode_*, for M alone, into the file `to`"""
+
+
+def import_latents(path: Path, to: Path) -> Latents:
+    """Ready latents of the folders `path`/episode_* in one file. Raises ValueError that names the folder that is broken; nothing is written then."""
+    folders = sorted(path.glob("episode_*"), key=natural)
+    if not folders: raise ValueError(f"{path} holds no folder episode_*")
+    found = [read_latents(folder) for folder in folders]
+    for folder, (mu, _, actions) in zip(folders, found):
+        if (mu.shape[1], actions.shape[1]) != (found[0][0].shape[1], found[0][2].shape[1]):
+            raise ValueError(f"{folder}: {mu.shape[1]} numbers a latent and {actions.shape[1]} an action; the first folder has "
+                             f"{found[0][0].shape[1]} and {found[0][2].shape[1]}")
+    lengths = torch.tensor([len(mu) for mu, _, _ in found])
+    mu, logvar, actions = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found))
+    latents = Latents(mu, logvar, actions, torch.zeros(len(mu)), torch.zeros(len(mu), dtype=torch.bool),
+                      first=torch.cumsum(lengths, 0) - lengths, lengths=lengths - 1)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    latents.save(to)
+    return latents
+
+
+def import_main(args: list[str]) -> None:
+    """`import PATH`, with the flags of `ImportCommand`."""
+    if not args or args[0].startswith("-"): raise ValueError("import needs a path: python -m solutions.rollouts import PATH --to STORE")
+    s = load(ImportCommand, args[1:], description=__doc__)
+    if s.latents:
+        latents = import_latents(Path(args[0]), Path(s.to))
+        return print(f"{len(latents)} episodes, {len(latents.mu):,} latents in {s.to}")
+    reading = ImportSettings(**{f.name: getattr(s, f.name) for f in fields(ImportSettings)})
+    store = import_episodes(args[0], s.to, reading)
+    print(f"{len(store)} episodes, {store.n_frames:,} frames in {s.to}, {store.nbytes / 1e6:.1f} MB"
+          + ("" if store.action_dim else "; without actions, so V can learn from them and M cannot"))
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["import"]: import_main(sys.argv[2:])
+    else: drive_randomly(*open_run(__doc__, stage=True))
+
+
+if __name__ == "__main__": command(main)

@@ -13,7 +13,8 @@ from solutions.controller import search
 from solutions.evaluate import evaluate
 from solutions.mdn_rnn import encode, learn_dynamics
 from solutions.rollouts import drive_randomly
-from solutions.settings import TrainSettings, command, open_run
+from solutions.settings import TrainSettings, command, open_run, open_store
+from solutions.transformer import learn_vit_wm
 from solutions.vae import learn_vision
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, film, imitate, memories
 from worldmodels.rollouts import HELD_OUT, collect
@@ -36,8 +37,12 @@ class Clock:
 
 
 def learn(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock, start: WorldModel | None = None, whose: str = "") -> WorldModel:
-    """V, then M, in `folder`; from the V and M of `start`, if given."""
+    """V, then M, in `folder`, or both at once where they are one; from the V and M of `start`, if given."""
     folder.mkdir(exist_ok=True)
+    if s.model == "ViTWM":
+        world = learn_vit_wm(folder, store, s, start and start.vision)
+        clock(f"{whose}V and M")
+        return world
     vision = learn_vision(folder, store, s, start and start.vision)
     clock(f"{whose}V")
     world = learn_dynamics(folder, vision, store, s, start and start.dynamics)
@@ -48,6 +53,7 @@ def learn(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock, sta
 def scout(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock) -> tuple[WorldModel, np.ndarray]:
     """A short V, M and C, and its driving, with mistakes, in the store."""
     short = replace(s, vae_fit=replace(s.vae_fit, steps=s.scout.vae_steps), dynamics_fit=replace(s.dynamics_fit, steps=s.scout.dynamics_steps),
+                    vit_wm_fit=replace(s.vit_wm_fit, steps=s.scout.vit_wm_steps),
                     evolve=replace(s.evolve, generations=s.scout.generations, validate_every=s.scout.generations, target_return=0.0))
     world = learn(folder, store, short, clock, whose="the scout's ")
     params = search(folder, world, short)
@@ -69,8 +75,8 @@ def retrace(folder: Path, store: RolloutStore, old: WorldModel, params: np.ndarr
 def main() -> None:
     folder, s = open_run(__doc__)
     clock = Clock(folder)
-    store = drive_randomly(folder, s)
-    clock("random driving")
+    store = open_store(folder, s) if s.store else drive_randomly(folder, s)
+    clock("recorded driving" if s.store else "random driving")
     scouted = scout(folder / "scout", store, s, clock) if s.scout.generations else None
     world = learn(folder, store, s, clock, scouted and scouted[0])
     linear = s.controller == ControllerSettings()  # only such a C can be found by least squares; others begin at zero

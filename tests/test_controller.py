@@ -416,3 +416,23 @@ def test_without_a_display_there_is_nothing_to_watch(world, monkeypatch):
     monkeypatch.setattr(pygame.display, "get_driver", lambda: "offscreen")  # what SDL chooses then
     with pytest.raises(RuntimeError, match="no display.*--video"): c.watch(world, ControllerSettings(), numbers(world)[0], [3])
     pygame.quit()
+
+
+# ---- variants, and drivers without a world model
+
+def test_clipping_is_no_tanh():
+    raw = torch.tensor([[0.5, 0.5, 0.5], [-3.0, -3.0, -3.0], [3.0, 3.0, 3.0]])
+    assert c.SQUASHES["clip"](raw).tolist() == [[0.5, 0.5, 0.5], [-1, 0, 0], [1, 1, 1]]
+
+
+def test_any_policy_is_scored_on_its_tracks_in_order():
+    from worldmodels.rollouts import RoadFollower, make_envs
+    together = c.score_policy(RoadFollower(), [3, 4, 5], "fast", 30, rows=2)
+    alone = [run_episodes(make_envs(seeds=[seed]), RoadFollower(), 30)[0][0] for seed in (3, 4, 5)]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def test_a_generation_notes_the_steps_it_drove(world, tmp_path):
+    fitness = c.RealFitness(world, ControllerSettings(), max_steps=4, patience=0)
+    _, records = c.evolve(fitness, np.zeros(fitness.dimension), EvolveSettings(population=3, episodes=2, generations=2, validate_every=2, validate_episodes=1), tmp_path)
+    assert [r["steps"] for r in records] == [24, 24] and fitness.steps == 48 + 4

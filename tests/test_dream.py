@@ -292,7 +292,7 @@ def test_the_frame_is_what_v_makes_of_the_latent(world, starts):
     env = gymnasium.make(CAR, world=world, starts=starts, observe="frame", render_mode="rgb_array")
     seen, _ = env.reset(seed=1)
     np.testing.assert_array_equal(seen, env.render())
-    drawn = world.vision.decode(env.unwrapped.dream.z).detach().numpy()[0]
+    with torch.inference_mode(): drawn = world.vision.decode(env.unwrapped.dream.z).numpy()[0]
     assert np.abs(seen / 255 - drawn).max() < 0.03
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+from worldmodels import mdn_rnn
 from worldmodels.mdn_rnn import (LOG_SIGMA_FLOOR, MDNRNN, MDNRNNSettings, Mixture, MixtureHead, dynamics_loss,
                                  gaussian_nll, held_out_nll, horizon_error, linear_nll, noise_nll, open_loop,
                                  repeat_nll, run_lstm, stretches, train_dynamics, whole_episodes, windows)
@@ -405,3 +406,46 @@ def test_the_error_over_the_horizon():
     assert dream.shape == kept.shape == (2, 40)
     assert (dream < 1e-3).all()
     assert torch.allclose(kept, torch.arange(1, 41.0).expand(2, 40) * 0.01 / 0.1, atol=1e-3)  # in V's sd
+
+
+# ---- other people's data
+
+FIT = FitSettings(steps=3, batch=8, lr=1e-2)
+
+
+def test_warm_up_steps_do_not_count(monkeypatch):
+    seen = []
+    def keep(model, batches, loss, *args): seen.append(next(batches(0, 0)))
+    monkeypatch.setattr(mdn_rnn, "fit", keep)
+    latents = make_latents((30, 40))
+    for warm_up in (0, 6): mdn_rnn.train_dynamics(MDNRNN(SMALL), latents, [0, 1], 10, FIT, warm_up=warm_up)
+    plain, warm = seen
+    assert torch.equal(plain["z"], warm["z"]) and plain["mask"].all()
+    assert not warm["mask"][:, :6].any() and warm["mask"][:, 6:].all()
+
+
+def test_a_warm_up_changes_the_loss_and_no_memory():
+    torch.manual_seed(0)
+    model, latents = MDNRNN(MDNRNNSettings(latent=2, action_dim=1, hidden=8)), moving()
+    batch = next(windows(latents, range(8), 20, 16))
+    late = batch["mask"].clone()
+    late[:, :12] = False
+    nll = model(batch["z"][:, :-1], batch["a"], batch["restart"]).nll(batch["z"][:, 1:])
+    expected = nll[:, 12:].mean() / 2
+    assert torch.allclose(dynamics_loss(model, batch | {"mask": late})[0], expected)
+
+
+@pytest.mark.parametrize("warm_up", [-1, 10, 99])
+def test_a_warm_up_that_leaves_nothing_is_refused(warm_up):
+    with pytest.raises(ValueError, match="warm_up must be 0 to 9"): mdn_rnn.train_dynamics(MDNRNN(SMALL), make_latents((30, 40)), [0, 1], 10, FIT, warm_up=warm_up)
+
+
+def test_episodes_shorter_than_a_warm_up_are_refused_or_passed_over():
+    with pytest.raises(ValueError, match="warm_up must be 0 to 11"): mdn_rnn.train_dynamics(MDNRNN(SMALL), make_latents((12, 12)), [0, 1], 20, FIT, warm_up=12)
+    model = mdn_rnn.train_dynamics(MDNRNN(SMALL), make_latents((12, 12, 12, 12, 30)), range(5), 20, replace(FIT, batch=2), warm_up=15)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("width, words", [(0, "no actions: V can learn from it, M cannot"), (3, "3 numbers an action, and MDNRNN expects 2")])
+def test_actions_that_are_not_ms_are_refused(width, words):
+    with pytest.raises(ValueError, match=words): mdn_rnn.train_dynamics(MDNRNN(SMALL), make_latents(action_dim=width), [0], 10, FIT)

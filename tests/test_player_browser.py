@@ -56,13 +56,11 @@ def lab(tmp_path_factory, browser):
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder,
                                   env=os.environ | homes | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))})
     try:
-        for _ in range(240):
-            if server.poll() is not None: break
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2).close()
-                break
+        deadline, up = time.time() + 240, False
+        while not up and server.poll() is None and time.time() < deadline:
+            try: up = urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).status == 200
             except OSError: time.sleep(0.25)
-        assert server.poll() is None, (folder / "lab.log").read_text()[-3000:]
+        assert up, (folder / "lab.log").read_text()[-3000:]
         yield f"http://127.0.0.1:{port}/lab/tree/play.ipynb"
     finally:
         server.terminate()
@@ -72,11 +70,12 @@ def lab(tmp_path_factory, browser):
 
 def test_a_person_drives_through_the_dream(browser, lab):
     page = browser.new_page()
-    page.goto(lab)
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+    page.goto(lab, timeout=120_000)
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+    page.wait_for_function("() => document.body.innerText.includes('| Idle')", timeout=120_000)  # the kernel is there
     page.click(".jp-Notebook .jp-Cell")
     page.keyboard.press("Shift+Enter")
-    player = page.wait_for_selector(".dream-player[data-step]", timeout=120_000)
+    player = page.wait_for_selector(".dream-player[data-step]", timeout=240_000)
     step = lambda: int(player.get_attribute("data-step"))
     picture = lambda: page.evaluate("""() => { const image = document.querySelector('.dream-player img'), canvas = document.createElement('canvas');
         canvas.width = canvas.height = 64; const pen = canvas.getContext('2d'); pen.drawImage(image, 0, 0); return Array.from(pen.getImageData(0, 0, 64, 64).data); }""")

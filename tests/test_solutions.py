@@ -6,8 +6,9 @@ import pytest
 
 from solutions.dream import DreamRunSettings
 from solutions.evaluate import EvaluateCommand
+from solutions.ppo import PPOCommand
 from solutions.publish import PublishSettings
-from solutions.settings import TrainSettings
+from solutions.settings import CompareSettings, Sections, StudySettings, TrainSettings
 from worldmodels.tools.settings import load
 
 ROOT = Path(__file__).parents[1]
@@ -19,9 +20,16 @@ SECTIONS = [section for section in INI.sections() if ":" not in section]  # [qui
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-@pytest.mark.parametrize("command", [TrainSettings, EvaluateCommand, PublishSettings])
+@pytest.mark.parametrize("command", [TrainSettings, EvaluateCommand, PublishSettings, PPOCommand])
 def test_every_section_is_taken_by_every_command(section, command):
-    assert load(command, ["--settings", section], part_of=None if command is TrainSettings else TrainSettings)
+    assert load(command, ["--settings", section], part_of=Sections)
+    assert load(StudySettings, ["--settings", section], prefix="baselines") and load(CompareSettings, ["--settings", section], prefix="compare")
+
+
+def test_a_key_that_no_command_has_is_refused_by_all(tmp_path):
+    (tmp_path / "settings.ini").write_text("[odd]\nppo.rowz = 3\n")
+    with pytest.raises(ValueError, match=r"\[odd\] ppo.rowz"):
+        load(TrainSettings, ["--settings", "odd"], ini=tmp_path / "settings.ini", part_of=Sections)
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -42,6 +50,13 @@ def run(*args) -> subprocess.CompletedProcess:
     (["--vae.size", "96"], ["vae.size is 96", "collect.size 64"]),
     (["--dynamics.action_dim", "1"], ["action_dim must be 3"]),
     (["--evolve.sigma", "0"], ["sigma must be above 0"]),
+    (["--warm_up", "16"], ["warm_up must be 0 to window - 1 = 15"]),
+    (["--store", "somewhere"], ["a scout would write its driving into somewhere"]),
+    (["--model", "LSTM"], ["model", "MDNRNN", "TransformerMDN"]),
+    (["--model", "TraDE", "--trade.latent", "16"], ["vae.latent is 32", "trade.latent 16"]),
+    (["--model", "TransformerMDN", "--transformer.longest", "8"], ["window must be at least 1", "transformer.longest (8), not 16"]),
+    (["--model", "ViTWM", "--vit_wm.size", "96"], ["vit_wm.size is 96", "collect.size 64"]),
+    (["--model", "ViTWM", "--vit_wm.longest", "3"], ["clip must be at least 1", "vit_wm.longest (3), not 4"]),
 ])
 def test_settings_that_do_not_fit_each_other_are_refused_at_once(tmp_path, flags, words):
     done = run("solutions.train", "--settings", "ci", "--run", str(tmp_path / "run"), *flags)
@@ -50,10 +65,17 @@ def test_settings_that_do_not_fit_each_other_are_refused_at_once(tmp_path, flags
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("stage", ["rollouts", "vae", "mdn_rnn", "controller"])
+@pytest.mark.parametrize("stage", ["rollouts", "vae", "mdn_rnn", "transformer", "controller"])
 def test_a_single_stage_refuses_a_run_with_a_scout(tmp_path, stage):
     done = run(f"solutions.{stage}", "--settings", "ci", "--run", str(tmp_path / "run"))
     assert done.returncode != 0 and "scout" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", ["vae", "mdn_rnn"])
+def test_a_stage_of_v_or_m_alone_refuses_a_model_that_is_both(tmp_path, stage):
+    done = run(f"solutions.{stage}", "--settings", "ci,vit-wm", "--scout.generations", "0", "--run", str(tmp_path / "run"))
+    assert done.returncode != 0 and "solutions.transformer" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -94,6 +94,30 @@ def test_reading_one_episode_reads_few_chunks(tmp_path, monkeypatch):
     assert read == list(range(len(store._parts[0].chunks)))  # each chunk once, in the order of the disk
 
 
+def test_some_frames_of_an_episode_read_only_their_chunks(tmp_path, monkeypatch):
+    store, read = make(tmp_path, parts=2, each=4), []
+    real = store_module.read_chunk
+    monkeypatch.setattr(store_module, "read_chunk", lambda part, i, *out: read.append(i) or real(part, i, *out))
+    for i in range(len(store)):
+        whole = store.episode(i).frames
+        for start, stop in ((0, 1), (50, 81), (len(whole) - 1, len(whole)), (0, len(whole))):
+            read.clear()
+            assert np.array_equal(store.frames(i, start, stop), whole[start:stop])
+            assert len(read) <= 2 + (stop - start) // store_module.CHUNK
+    for start, stop in ((0, 0), (-1, 3), (5, 4), (0, 132)):
+        with pytest.raises(ValueError, match=f"episode 3 .* has frames 0 to 130, asked for {start} to {stop - 1}"): store.frames(3, start, stop)
+    with pytest.raises(IndexError, match="no episode 8"): store.frames(8, 0, 1)
+
+
+def test_all_steps_at_once_without_a_frame(tmp_path, monkeypatch):
+    store = make(tmp_path, parts=2, each=3)
+    expected = {k: np.concatenate([getattr(e, k) for e in store.episodes()]) for k in store_module.STEPS}
+    monkeypatch.setattr(store_module, "read_chunk", lambda *_: pytest.fail("a chunk of frames was read"))
+    steps = store.steps()
+    assert steps.keys() == expected.keys() and all(np.array_equal(steps[k], expected[k]) for k in steps)
+    assert np.array_equal(store.frame_counts, store.lengths + 1)
+
+
 def test_names_without_being_told(tmp_path):
     store = make(tmp_path, parts=0)
     assert [store.append([episode(i)]) for i in range(3)] == ["part-000000", "part-000001", "part-000002"]
@@ -482,3 +506,15 @@ def test_a_disk_too_small_is_refused_before_collecting(tmp_path, monkeypatch):
 def test_the_estimate_grows_with_what_is_stored():
     assert 400 < estimate_bytes(1, 64, .12) < 600 and 1_100 < estimate_bytes(1, 64) < 1_500
     assert estimate_bytes(1000, 96) == pytest.approx(2.25 * estimate_bytes(1000, 64))
+
+
+# frames alone
+
+def test_episodes_without_actions_come_back_as_they_were(tmp_path):
+    given = [episode(k, 120 + k, action_dim=0) for k in range(3)]
+    store = RolloutStore.create(tmp_path / "s", "Toy-v0", SIZE, 0)
+    store.append(given)
+    again = RolloutStore(tmp_path / "s")
+    assert again.action_dim == 0 and all(same(a, b) for a, b in zip(again.episodes(), given)) and again.episode(1).actions.shape == (121, 0)
+    assert next(again.batches(64)).shape == (64, SIZE, SIZE, 3)
+    with pytest.raises(ValueError, match="this store holds"): again.append([episode(9)])

@@ -274,3 +274,19 @@ def test_sliders_redraw_the_picture(model):
 @pytest.mark.parametrize("z, dims", [(np.zeros(31), [0]), (np.zeros((1, 32)), [0]), (np.zeros(32), [32]), (np.zeros(32), [-1])])
 def test_sliders_name_the_z_they_want(model, z, dims):
     with pytest.raises(ValueError, match=r"z must be \(32,\) and dims below 32"): latent_sliders(model, z, dims)
+
+
+def test_a_mirror_shows_about_half_of_the_frames_turned_and_the_others_as_they_are():
+    frames = torch.randint(0, 255, (400, 6, 6, 3), dtype=torch.uint8)
+    torch.manual_seed(0)
+    shown = vae.mirror(frames)
+    turned, same = (shown == frames.flip(2)).flatten(1).all(1), (shown == frames).flatten(1).all(1)
+    assert (turned ^ same).all() and 150 < turned.sum() < 250
+
+
+def test_flipping_is_a_setting(store, monkeypatch):
+    calls = []
+    monkeypatch.setattr(vae, "mirror", lambda frames: (calls.append(len(frames)), frames)[1])
+    for flip in (False, True):
+        train_vae(store, VAESettings(flip=flip), FitSettings(steps=2, batch=8), episodes=[0])
+        assert calls == ([8, 8] if flip else [])

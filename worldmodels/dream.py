@@ -92,13 +92,13 @@ def test_deal(deal: Callable) -> None:
     shape("count numbers for each key", u, (400, 50))
     shape("one next key for each", following, (400,))
     that("above 0 and below 1", ((u > 0) & (u < 1)).all(), f"they go from {u.min():.3g} to {u.max():.3g}: a shift of int64 keeps the sign")
-    close("their mean is 1/2", u.mean(), 0.5, tol=0.01)
-    close("their variance is 1/12", u.var(), 1 / 12, tol=0.01)
     equal("equal keys give equal numbers, whoever the neighbours are", deal(keys[[7, 3]], 50)[0], u[[7, 3]])
     close("columns are independent", torch.corrcoef(u.T)[~torch.eye(50, dtype=torch.bool)].abs().max(), 0.0, tol=0.27)
     close("rows are independent", torch.corrcoef(u[:50])[~torch.eye(50, dtype=torch.bool)].abs().max(), 0.0, tol=0.7)
     near = deal(torch.arange(400), 1)[0][:, 0]
     close("even those of neighbouring keys", torch.corrcoef(torch.stack([near[1:], near[:-1]]))[0, 1], 0.0, tol=0.2)
+    close("their mean is 1/2", u.mean(), 0.5, tol=0.01)
+    close("their variance is 1/12", u.var(), 1 / 12, tol=0.01)
     equal("asking for fewer gives the first of them", deal(keys, 10)[0], u[:, :10])
     again = deal(following, 50)[0]
     that("the next numbers are new ones", not torch.isin(again, u).float().mean() > 0.05,
@@ -260,12 +260,14 @@ class Dream:
     def __init__(self, world: WorldModel, starts: Starts, settings: DreamSettings = DreamSettings()):
         m = self.dynamics = world.dynamics
         self.world, self.starts, self.settings, self.z = world, starts, settings, None
-        if starts.mu.shape[1] != m.latent: raise ValueError(f"starts have a latent of {starts.mu.shape[1]}, {type(m).__name__} one of {m.latent}")
+        if starts.mu.shape[1] != m.latent:
+            raise ValueError(f"starts have a latent of {starts.mu.shape[1]}, {type(m).__name__} one of {m.latent}")
         with torch.inference_mode():
             said, _ = m.step(torch.zeros(1, m.latent), torch.zeros(1, m.action_dim), m.initial(1))
             has = {"reward": said.reward is not None, "done": said.done is not None}
-        for head, needed, instead in (("reward", settings.reward == "head", "reward='alive'"), ("done", settings.done != "never", "done='never'")):
-            if needed and not has[head]:
+        needs = {"reward": settings.reward == "head", "done": settings.done != "never"}
+        for head, instead in ("reward", "reward='alive'"), ("done", "done='never'"):
+            if needs[head] and not has[head]:
                 raise ValueError(f"this {type(m).__name__} has no {head} head: train one with --dynamics.{head} true "
                                  f"(`python -m solutions.dream` does), or dream with {instead}")
 
@@ -328,8 +330,10 @@ class _Script:
     def __len__(self): return len(self.z)
 
     def step(self, actions):
-        if actions.shape != (len(self), 1): raise ValueError(f"{len(self)} dreams need actions ({len(self)}, 1), got {tuple(actions.shape)}")
-        if not torch.equal(actions[:, 0], self.z[:, 0]): raise AssertionError("act was asked about other rows than those that are dreamt")
+        if actions.shape != (len(self), 1):
+            raise ValueError(f"{len(self)} dreams need actions ({len(self)}, 1), got {tuple(actions.shape)}")
+        if not torch.equal(actions[:, 0], self.z[:, 0]):
+            raise AssertionError("act was asked about other rows than those that are dreamt")
         self.z = self.z + torch.tensor([0.0, 1.0])
         return self.z, 10 * self.z[:, 0] + self.z[:, 1], self.z[:, 1] >= self.lengths
 
@@ -352,7 +356,8 @@ def test_returns_of(returns_of: Callable) -> None:
     close("returns: the rewards of a row's own steps, its last included, none after", returns,
           [sum(10 * r + t for t in range(1, n + 1)) for r, n in enumerate(lengths)])
     equal("nobody dreams on when all are over", len(asked), 5)
-    that("rows that are over are dropped when they are half", script.taken and len(asked[-1]) == 1, f"the last step was dreamt by {len(asked[-1])} rows")
+    that("rows that are over are dropped when they are half", script.taken and len(asked[-1]) == 1,
+         f"the last step was dreamt by {len(asked[-1])} rows")
     returns, steps = returns_of(_Script(lengths), act, 2)
     close("nobody dreams longer than max_steps", steps, [2, 1, 2, 2])
     close("rewards after max_steps do not count", returns, [3, 11, 43, 63])
@@ -446,9 +451,10 @@ def open_folder(world, game: str = "CarRacing") -> Path:
 
 # %% ../nbs/05_dream.ipynb #778f579d
 def open_dream(game: str = "CarRacing", world="pretrained", starts=None, **settings) -> Dream:
-    """The dream of a game: `world` is a run folder, "pretrained" or a WorldModel; `starts` are Starts or a picture, by default the folder's.
+    """The dream of a game: `world` is a run folder, "pretrained" or a WorldModel; `starts` are Starts or a picture's path.
 
-    Any field of DreamSettings may be given. Raises ValueError for what does not fit, FileNotFoundError for what is missing.
+    Without `starts` it begins where the episodes in the folder do. Any field of DreamSettings may be given. Raises ValueError
+    for what does not fit, FileNotFoundError for what is missing.
     """
     known = [f.name for f in fields(DreamSettings)]
     for name in (k for k in settings if k not in known):
@@ -457,18 +463,22 @@ def open_dream(game: str = "CarRacing", world="pretrained", starts=None, **setti
     folder = None if isinstance(world, WorldModel) else open_folder(world, game)
     if folder: world = WorldModel.load(folder)
     if world.dynamics.action_dim != len(GAMES[game].low):
-        raise ValueError(f"{game} has {len(GAMES[game].low)} numbers in an action, this {type(world.dynamics).__name__} expects {world.dynamics.action_dim}")
+        raise ValueError(f"{game} has {len(GAMES[game].low)} numbers in an action, "
+                         f"this {type(world.dynamics).__name__} expects {world.dynamics.action_dim}")
     if isinstance(starts, (str, Path)): starts = Starts.from_picture(world.vision, starts)
-    if starts is None and folder is None: raise ValueError("a WorldModel alone does not say where to begin: give starts=Starts(…) or a picture")
-    return Dream(world, find_starts(folder, world.vision) if starts is None else starts, replace(GAMES[game].settings, **settings))
+    if starts is None:
+        if folder is None: raise ValueError("a WorldModel alone does not say where to begin: give starts=Starts(…) or a picture")
+        starts = find_starts(folder, world.vision)
+    return Dream(world, starts, replace(GAMES[game].settings, **settings))
 
 # %% ../nbs/05_dream.ipynb #ccfff7ed
 def spaces(dream: Dream, game: str, observe: str) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
     """What one dream shows, and what it takes."""
-    if observe not in ("latent", "frame"): raise ValueError(f"observe must be latent or frame, not {observe!r}")
-    g, size, width = GAMES[game], dream.world.vision.size, dream.dynamics.latent + dream.dynamics.features_dim
-    shown = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8) if observe == "frame" else gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32)
-    return shown, gymnasium.spaces.Box(np.float32(g.low), np.float32(g.high))
+    size, width = dream.world.vision.size, dream.dynamics.latent + dream.dynamics.features_dim
+    shown = {"latent": gymnasium.spaces.Box(-np.inf, np.inf, (width,), np.float32),
+             "frame": gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)}
+    if observe not in shown: raise ValueError(f"observe must be latent or frame, not {observe!r}")
+    return shown[observe], gymnasium.spaces.Box(np.float32(GAMES[game].low), np.float32(GAMES[game].high))
 
 def frames_of(dream: Dream) -> np.ndarray:
     """What the dreams look like now, (n, size, size, 3) uint8."""
@@ -481,7 +491,8 @@ def observe_dreams(dream: Dream, observe: str) -> np.ndarray:
 
 def told(dream: Dream) -> dict:
     """What a step tells besides: how probable the end was, (n,), if M has a head for it."""
-    return {} if dream.done_logit is None else {"done_probability": done_probability(dream.done_logit, dream.settings.done_weight).numpy()}
+    if dream.done_logit is None: return {}
+    return {"done_probability": done_probability(dream.done_logit, dream.settings.done_weight).numpy()}
 
 # %% ../nbs/05_dream.ipynb #60a5093b
 class DreamEnv(gymnasium.Env):
@@ -493,8 +504,10 @@ class DreamEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 50}
 
-    def __init__(self, game: str = "CarRacing", world="pretrained", starts=None, observe: str = "latent", render_mode: str | None = None, **settings):
-        self.dream, self.observe, self.render_mode, self.over = open_dream(game, world, starts, **settings), observe, render_mode, True
+    def __init__(self, game: str = "CarRacing", world="pretrained", starts=None, observe: str = "latent",
+                 render_mode: str | None = None, **settings):
+        self.dream, self.over = open_dream(game, world, starts, **settings), True
+        self.observe, self.render_mode = observe, render_mode
         self.observation_space, self.action_space = spaces(self.dream, game, observe)
         self.metadata = self.metadata | {"render_fps": GAMES[game].fps}
 
@@ -508,15 +521,15 @@ class DreamEnv(gymnasium.Env):
         if self.over: raise gymnasium.error.ResetNeeded("no dream is going on: call reset() first")
         _, reward, done = self.dream.step(torch.from_numpy(check_actions(np.asarray(action)[None], 1, self.action_space)))
         terminated, truncated = bool(done), bool(self.dream.age >= self.dream.settings.max_steps and not done)
-        self.over = terminated or truncated
-        return observe_dreams(self.dream, self.observe)[0], float(reward), terminated, truncated, {k: float(v[0]) for k, v in told(self.dream).items()}
+        self.over, info = terminated or truncated, {name: float(value[0]) for name, value in told(self.dream).items()}
+        return observe_dreams(self.dream, self.observe)[0], float(reward), terminated, truncated, info
 
     def render(self) -> np.ndarray | None:
         return frames_of(self.dream)[0] if self.render_mode == "rgb_array" else None
 
 # %% ../nbs/05_dream.ipynb #11f1c138
 class DreamVectorEnv(gymnasium.vector.VectorEnv):
-    """`num_envs` dreams in one batch: row r is the `DreamEnv` with seed + r, in which an end is followed by a reset in the same step.
+    """`num_envs` dreams in one batch: row r is the `DreamEnv` with seed + r; an end is followed by a reset in the same step.
 
     Arguments as in `DreamEnv`.
     """
@@ -526,9 +539,11 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
     def __init__(self, num_envs: int = 1, game: str = "CarRacing", world="pretrained", starts=None, observe: str = "latent",
                  render_mode: str | None = None, **settings):
         if num_envs < 1: raise ValueError(f"num_envs must be at least 1, not {num_envs}")
-        self.dream, self.observe, self.render_mode, self.num_envs = open_dream(game, world, starts, **settings), observe, render_mode, num_envs
+        self.dream, self.num_envs = open_dream(game, world, starts, **settings), num_envs
+        self.observe, self.render_mode = observe, render_mode
         self.single_observation_space, self.single_action_space = spaces(self.dream, game, observe)
-        self.observation_space, self.action_space = (batch_space(s, num_envs) for s in (self.single_observation_space, self.single_action_space))
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
         self.metadata, self.rngs = self.metadata | {"render_fps": GAMES[game].fps}, None
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
@@ -545,7 +560,8 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
         actions = check_actions(actions, self.num_envs, self.single_action_space)
         _, reward, done = self.dream.step(torch.from_numpy(actions))
         cut = (self.dream.age >= self.dream.settings.max_steps) & ~done
-        infos = {k: x for key, value in told(self.dream).items() for k, x in ((key, value), (f"_{key}", np.ones(self.num_envs, bool)))}
+        infos = told(self.dream)
+        infos |= {f"_{name}": np.ones(self.num_envs, bool) for name in infos}  # gymnasium's way to say which rows have it
         over, seen = np.flatnonzero((done | cut).numpy()), observe_dreams(self.dream, self.observe)
         if len(over):
             infos["final_obs"], infos["_final_obs"] = np.full(self.num_envs, None, object), (done | cut).numpy()
@@ -559,7 +575,8 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
 
 # %% ../nbs/05_dream.ipynb #bbded854
 @torch.inference_mode()
-def foretold(dynamics: Dynamics, latents: Latents, episodes: Sequence[int] | None = None, window: int = 50) -> tuple[np.ndarray, np.ndarray]:
+def foretold(dynamics: Dynamics, latents: Latents, episodes: Sequence[int] | None = None,
+             window: int = 50) -> tuple[np.ndarray, np.ndarray]:
     """What M, shown real frames, expects `window` steps to pay, and what they paid: two (windows,), over whole episodes.
 
     Raises ValueError where no episode is that long.
@@ -582,7 +599,8 @@ def test_rank_correlation(rank_correlation: Callable) -> None:
     close("the opposite order: −1", rank_correlation(x, -x**3), -1.0)
     close("x and y may change places", rank_correlation(x, x[::-1]), rank_correlation(x[::-1], x))
     close("of five, two neighbours swapped: 0.9", rank_correlation(np.arange(5), np.array([0, 1, 3, 2, 4])), 0.9)
-    close("of four, the largest first: 0.2 · −1", rank_correlation(np.arange(4), np.array([3, 0, 1, 2])), -0.2)
+    close("a rank is a place in the order, and not what argsort gives",
+          rank_correlation(np.array([2, 0, 1, 3]), np.array([1, 3, 0, 2])), -0.2)
     close("equal values share the mean of their ranks", rank_correlation(np.array([1, 1, 2]), np.array([1, 2, 3])), math.sqrt(3) / 2)
     that("where everything is equal there is no order: NaN", math.isnan(rank_correlation(np.ones(4), np.arange(4))))
 
@@ -592,8 +610,8 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     a, b = (((v[:, None] > v).sum(1) + 0.5 * (v[:, None] == v).sum(1)) for v in map(np.asarray, (x, y)))
     return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else math.nan
 
-def leak(world: WorldModel, starts: Starts, controller: ControllerSettings, checkpoints: np.ndarray, real: np.ndarray, settings: DreamSettings,
-         temperatures: Sequence[float] = (0.5, 1.0, 1.5), dreams: int = 64) -> dict:
+def leak(world: WorldModel, starts: Starts, controller: ControllerSettings, checkpoints: np.ndarray, real: np.ndarray,
+         settings: DreamSettings, temperatures: Sequence[float] = (0.5, 1.0, 1.5), dreams: int = 64) -> dict:
     """Checkpoints (k, D), scored in dreams at each temperature, against their real returns (k, episodes).
 
     Returns {"real": (k,), "dream": {τ: (k,)}, "correlation": {τ: ρ}}.
@@ -626,9 +644,9 @@ def at_temperatures(world: WorldModel, starts: Starts, actions: torch.Tensor, te
 
 # %% ../nbs/05_dream.ipynb #6240af3a
 def parting(dreamt: torch.Tensor, mu: torch.Tensor, logvar: torch.Tensor, frames: int = 25) -> int | None:
-    """The first step at which a dream (T, latent) is, over the next `frames`, no nearer to mu (T, latent) than another frame is; None if it never is.
+    """The first step from which a dream (T, latent) is no nearer to mu (T, latent) than other frames are; None if it never is.
 
-    Distances are root mean squares over dimensions, in V's sd, as in chapter 02.
+    That is on average over the next `frames` steps. Distances are root mean squares over dimensions, in V's sd, as in chapter 02.
     """
     distance = lambda x: ((x - mu) * torch.exp(-0.5 * logvar)).pow(2).mean(-1).sqrt()  # (T,)
     elsewhere = torch.stack([distance(mu.roll(k, 0)) for k in range(len(mu) // 4, 3 * len(mu) // 4)]).mean(0)
@@ -640,16 +658,19 @@ def parting(dreamt: torch.Tensor, mu: torch.Tensor, logvar: torch.Tensor, frames
 @torch.inference_mode()
 def film_dream(world: WorldModel, episode: Episode, path, context: int = 50, steps: int = 300, temperature: float = 1.0, seed: int = 0,
                fps: int = 50) -> int | None:
-    """Write a real drive | V's reconstruction | M's open-loop dream of it as an mp4; returns the step at which they part, if they do.
+    """Write a real drive | V's reconstruction | M's open-loop dream of it as an mp4; returns the step at which they part, or None.
 
-    M watches `context` frames first; a frame around the dream marks where they have parted. Raises ValueError for an episode that is too short.
+    M watches `context` frames first; a frame around the dream marks where they have parted. Raises ValueError for an episode
+    that is too short.
     """
     steps = min(steps, len(episode.frames) - context - 1)
     if steps < 50: raise ValueError(f"an episode of {len(episode)} steps is too short for a dream of 50 after {context} to watch")
-    mu, logvar = map(torch.from_numpy, encode_frames(world.vision, episode.frames[:context + steps + 1]))
-    dreamt = open_loop(world.dynamics, mu[None], torch.from_numpy(episode.actions[:context + steps])[None], context + 1, temperature, seed)[0]
-    apart = parting(dreamt, mu[context + 1:], logvar[context + 1:])
-    clips = [episode.frames[context + 1:context + steps + 1], *(show.as_uint8(decode_frames(world.vision, z)) for z in (mu[context + 1:], dreamt))]
+    first, last = context + 1, context + steps + 1
+    mu, logvar = map(torch.from_numpy, encode_frames(world.vision, episode.frames[:last]))
+    actions = torch.from_numpy(episode.actions[:last - 1])
+    dreamt = open_loop(world.dynamics, mu[None], actions[None], first, temperature, seed)[0]
+    apart = parting(dreamt, mu[first:], logvar[first:])
+    clips = [episode.frames[first:last], *(show.as_uint8(decode_frames(world.vision, z)) for z in (mu[first:], dreamt))]
     if apart is not None:
         ink = np.array([int(show.COLORS["dream"][i:i + 2], 16) for i in (1, 3, 5)], np.uint8)
         clips[2][apart:, [0, -1]], clips[2][apart:, :, [0, -1]] = ink, ink
@@ -703,12 +724,12 @@ def refit(plans: torch.Tensor, returns: torch.Tensor, elites: int) -> tuple[torc
 
 # %% ../nbs/05_dream.ipynb #80ba7794
 @torch.inference_mode()
-def plan(dream: Dream, z: torch.Tensor, state: State, mean: torch.Tensor, low: torch.Tensor, high: torch.Tensor, settings: PlanSettings,
-         seeds: Sequence[int]) -> torch.Tensor:
+def plan(dream: Dream, z: torch.Tensor, state: State, mean: torch.Tensor, low: torch.Tensor, high: torch.Tensor,
+         settings: PlanSettings, seeds: Sequence[int]) -> torch.Tensor:
     """The best action sequences from here on, by the cross-entropy method (Rubinstein 1999), all rows at once.
 
-    z (n, latent) and M's state of n worlds; mean (n, horizon / hold, action_dim) to search around; low and high (action_dim,). Returns a new mean.
-    A row's plans are compared on the same chance, which `seeds` (n,) fix.
+    z (n, latent) and M's state of n worlds; mean (n, horizon / hold, action_dim) to search around, and returned anew; low and
+    high (action_dim,). A row's plans are compared on the same chance, which `seeds` (n,) fix.
     """
     s, n = settings, len(z)
     every, noise, sd = torch.arange(n).repeat_interleave(s.candidates), Noise(seeds), ((high - low) / 2).expand(mean.shape)
@@ -730,8 +751,8 @@ class Planner(Policy):
 
     def __init__(self, world: WorldModel, settings: PlanSettings = PlanSettings()):
         self.world, self.settings, self.dreamt, self.acted, self.seconds = world, settings, 0, 0, 0.0
-        nowhere = Starts(torch.zeros(1, world.dynamics.latent), torch.zeros(1, world.dynamics.latent))  # a plan begins where the car is
-        self.dream = Dream(world, nowhere, DreamSettings(temperature=settings.temperature, max_steps=settings.horizon, done="never"))
+        anywhere = Starts(*torch.zeros(2, 1, world.dynamics.latent))  # never used: a plan begins where the car is
+        self.dream = Dream(world, anywhere, DreamSettings(settings.temperature, settings.horizon, done="never"))
 
     def start(self, envs):
         n, s = len(envs), self.settings
@@ -744,8 +765,9 @@ class Planner(Policy):
         began, s, rows = time.time(), self.settings, torch.as_tensor(np.asarray(rows))
         z, mine = torch.from_numpy(encode_frames(self.world.vision, frames)[0]), self.state.take(rows)
         if self.t % s.hold == 0:
-            mean = self.mean[rows] if self.t == 0 else torch.cat([self.mean[rows, 1:], self.mean[rows, -1:]], 1)  # what is past is past
-            self.mean[rows] = plan(self.dream, z, mine, mean, self.low, self.high, s, scramble(torch.from_numpy(self.seeds)[rows] + self.t))
+            mean, seeds = self.mean[rows], scramble(torch.from_numpy(self.seeds)[rows] + self.t)
+            if self.t: mean = torch.cat([mean[:, 1:], mean[:, -1:]], 1)  # the first decision is past
+            self.mean[rows] = plan(self.dream, z, mine, mean, self.low, self.high, s, seeds)
             self.dreamt += len(rows) * s.candidates * s.rounds * s.horizon
         actions = self.mean[rows, 0]
         full = torch.zeros(len(self.mean), z.shape[1]), torch.zeros(len(self.mean), actions.shape[1])
@@ -755,7 +777,8 @@ class Planner(Policy):
         return actions.numpy()
 
 # %% ../nbs/05_dream.ipynb #7b67e25f
-def drive(policy: Policy, seeds: Sequence[int], size: int = 64, backend: str = "gymnasium", max_steps: int = 1000, rows: int = 32, patience: int = 0) -> np.ndarray:
+def drive(policy: Policy, seeds: Sequence[int], size: int = 64, backend: str = "gymnasium", max_steps: int = 1000,
+          rows: int = 32, patience: int = 0) -> np.ndarray:
     """Returns of any policy on `seeds`, `rows` at a time: (episodes,)."""
     returns = []
     with tqdm(total=len(seeds), desc=f"{policy.name} on {backend}", unit="episode") as bar:
@@ -781,7 +804,8 @@ def steer(keys: Sequence[str], last: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/05_dream.ipynb #0ea8aded
 PLAYER_CSS = """
-.dream-player { display: flex; gap: 20px; align-items: flex-start; font-family: sans-serif; font-size: 13px; outline: none; padding: 6px; border-radius: 6px; width: fit-content; }
+.dream-player { display: flex; gap: 20px; align-items: flex-start; width: fit-content; padding: 6px; border-radius: 6px;
+  font-family: sans-serif; font-size: 13px; outline: none; }
 .dream-player:focus-within { box-shadow: 0 0 0 2px #d55e00; }
 .dream-player img { width: 384px; height: 384px; border-radius: 4px; background: #dcdce0; cursor: pointer; }
 .dream-player .panel { display: flex; flex-direction: column; gap: 10px; min-width: 190px; }
@@ -812,13 +836,15 @@ function render({ model, el }) {
   }
   const label = element("label", panel, { textContent: "temperature " });
   const shown = element("span", label, { className: "tau" });
-  const slider = element("input", label, { type: "range", min: 0.1, max: 2, step: 0.05, value: model.get("temperature"), className: "temperature" });
+  const range = { type: "range", min: 0.1, max: 2, step: 0.05, value: model.get("temperature") };
+  const slider = element("input", label, { ...range, className: "temperature" });
   const takes = element("label", panel, { textContent: " C drives" });
   const box = element("input", takes, { type: "checkbox", className: "controller", disabled: !model.get("has_controller") });
   takes.prepend(box);
   const buttons = element("div", panel, { className: "keys" });
   const held = new Set();
-  for (const [name, sign, column, line] of [["up", "\\u2191", 2, 1], ["left", "\\u2190", 1, 2], ["down", "\\u2193", 2, 2], ["right", "\\u2192", 3, 2]]) {
+  const places = [["up", "\\u2191", 2, 1], ["left", "\\u2190", 1, 2], ["down", "\\u2193", 2, 2], ["right", "\\u2192", 3, 2]];
+  for (const [name, sign, column, line] of places) {
     const button = element("button", buttons, { textContent: sign, ariaLabel: name });
     button.style.gridColumn = column; button.style.gridRow = line;
     button.addEventListener("pointerdown", () => { held.add(name); root.focus(); });

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['LOG_SIGMA_FLOOR', 'test_nll', 'test_sample', 'Mixture', 'MixtureHead', 'test_lstm_step', 'run_lstm',
            'HeadsPrediction', 'MDNRNNSettings', 'check_widths', 'MDNRNN', 'resample', 'windows', 'test_dynamics_loss',
-           'dynamics_loss', 'train_dynamics', 'whole_episodes', 'held_out_nll', 'gaussian_nll', 'repeat_nll',
-           'linear_nll', 'noise_nll', 'stretches', 'test_open_loop', 'open_loop', 'horizon_error']
+           'dynamics_loss', 'require_actions', 'train_dynamics', 'whole_episodes', 'held_out_nll', 'gaussian_nll',
+           'repeat_nll', 'linear_nll', 'noise_nll', 'stretches', 'test_open_loop', 'open_loop', 'horizon_error']
 
 # %% ../nbs/02_mdn_rnn.ipynb #40b6f526
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import SimpleNamespace
 
 import torch
@@ -58,7 +58,8 @@ def test_sample(sample: Callable) -> None:
     """A function sample(mixture, temperature, generator): right frequencies and spreads at every temperature."""
     n, draw = 20_000, lambda m, tau, seed=0: sample(m, tau, torch.Generator().manual_seed(seed))
     def pair(shared=False):  # two components, far apart and of width 0.5, in each of 2 dimensions
-        return SimpleNamespace(log_pi=torch.tensor([0.8, 0.2]).log().expand(n, 1 if shared else 2, 2),
+        log_pi = torch.tensor([0.8, 0.2]).log().expand(n, 1 if shared else 2, 2)
+        return SimpleNamespace(logits=log_pi, log_pi=log_pi,
                                mu=torch.tensor([-5.0, 5.0]).expand(n, 2, 2), log_sigma=torch.full((n, 2, 2), 0.5).log())
     m = pair()
     shape("one value for each dimension: (…, latent)", draw(m, 1.0), (n, 2))
@@ -89,8 +90,12 @@ class Mixture:
         if mu.shape != log_sigma.shape or logits.shape not in (mu.shape, (*mu.shape[:-2], 1, mu.shape[-1])):
             raise ValueError("a Mixture needs mu and log_sigma (…, latent, K) and logits (…, latent, K) or (…, 1, K), "
                              f"got {tuple(mu.shape)}, {tuple(log_sigma.shape)} and {tuple(logits.shape)}")
-        self.log_pi = logits.log_softmax(-1)
-        self.mu, self.log_sigma = mu, log_sigma.clamp(min=LOG_SIGMA_FLOOR)
+        self.logits, self.mu, self.log_sigma = logits, mu, log_sigma.clamp(min=LOG_SIGMA_FLOOR)
+
+    @cached_property
+    def log_pi(self) -> torch.Tensor:
+        """log π, (…, latent, K) or (…, 1, K); computed when asked for, since drawing needs no normalised weights."""
+        return self.logits.log_softmax(-1)
 
     def nll(self, z: torch.Tensor) -> torch.Tensor:
         """-log p(z) in nats, summed over dimensions: (…, latent) to (…)."""
@@ -105,8 +110,8 @@ class Mixture:
         """A draw of z, (…, latent): logits / τ, noise · √τ (paper, section 4; its code)."""
         if not temperature > 0: raise ValueError(f"temperature must be above 0, not {temperature}")
         # the largest of log π / τ + Gumbel noise is a draw from the softmax, without building the probabilities
-        gumbel = -torch.log(-torch.log(uniform(self.log_pi.shape, generator, self.mu.device).clamp(1e-10, 1 - 1e-7)))
-        k = (self.log_pi / temperature + gumbel).argmax(-1, keepdim=True).expand(*self.mu.shape[:-1], 1)
+        gumbel = -torch.log(-torch.log(uniform(self.logits.shape, generator, self.mu.device).clamp(1e-10, 1 - 1e-7)))
+        k = (self.logits / temperature + gumbel).argmax(-1, keepdim=True).expand(*self.mu.shape[:-1], 1)
         mu, sigma = self.mu.gather(-1, k).squeeze(-1), self.log_sigma.gather(-1, k).squeeze(-1).exp()
         return mu + math.sqrt(temperature) * sigma * normal(mu.shape, generator, mu.device)
 
@@ -351,12 +356,29 @@ def dynamics_loss(model: Dynamics, batch: dict, done_weight: float = 10.0) -> tu
     return sum(numbers.values()), {k: v.detach() for k, v in numbers.items()}
 
 # %% ../nbs/02_mdn_rnn.ipynb #8fa3df70
+def require_actions(width: int, model: Dynamics) -> None:
+    """A ValueError where data has actions of another `width` than `model` expects, or none at all."""
+    if width == 0:
+        raise ValueError("this data has frames but no actions: V can learn from it, M cannot, since M predicts what an action does")
+    if width != model.action_dim:
+        raise ValueError(f"this data has {width} numbers an action, and {type(model).__name__} expects {model.action_dim}")
+
 def train_dynamics(model: Dynamics, latents: Latents, episodes, length: int, training: FitSettings, folder=None,
-                   seed: int = 0, ending: float = 0.0, done_weight: float = 10.0) -> Dynamics:
-    """Train any M on windows of `length` steps of some episodes, `ending` as in `windows`; resumes in `folder`."""
-    batches = lambda seed, step: windows(latents, episodes, length, training.batch, seed, step, ending)
-    loss = lambda model, batch: dynamics_loss(model, batch, done_weight)
-    return fit(model, batches, loss, training, folder, "dynamics", seed)
+                   seed: int = 0, warm_up: int = 0, ending: float = 0.0, done_weight: float = 10.0) -> Dynamics:
+    """Train any M on windows of `length` steps of some episodes, `ending` as in `windows`; resumes in `folder`.
+
+    The first `warm_up` steps of a window only fill M's memory, and do not count in the loss. Raises ValueError where the
+    actions are not M's, or where a warm-up leaves no step to learn from.
+    """
+    require_actions(latents.actions.shape[-1], model)
+    longest = min(length, int(latents.lengths[torch.as_tensor(episodes)].max())) if len(episodes) else length
+    if not 0 <= warm_up < longest: raise ValueError(f"warm_up must be 0 to {longest - 1}, below the steps of a window, not {warm_up}")
+    def batches(seed, step):
+        for batch in windows(latents, episodes, length, training.batch, seed, step, ending):
+            counted = batch["mask"].clone()
+            counted[:, :warm_up] = False
+            yield batch | {"mask": counted} if counted.any() else batch  # a batch of short episodes alone counts in full
+    return fit(model, batches, partial(dynamics_loss, done_weight=done_weight), training, folder, "dynamics", seed)
 
 # %% ../nbs/02_mdn_rnn.ipynb #312fa13e
 def whole_episodes(latents: Latents, episodes, seed: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

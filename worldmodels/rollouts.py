@@ -256,7 +256,7 @@ class GymnasiumEnvs(Envs):
         for worker in self.workers or (): worker.close()
         self.workers = self.over = None
 
-# %% ../nbs/00_rollouts.ipynb #42c803a7
+# %% ../nbs/00_rollouts.ipynb #337b8797
 def buttons(action: float) -> list[bool]:
     """Whether MOVE_LEFT and MOVE_RIGHT are pressed, for a number in [−1, 1]: below −1/3, above 1/3 (the paper's code)."""
     return [bool(action < -1 / 3), bool(action > 1 / 3)]
@@ -273,7 +273,7 @@ def require_vizdoom() -> None:
         raise ImportError("VizDoom is not installed: `pip install vizdoom` (wheels for Linux and macOS). Only Doom needs it, "
                           "chapter 06; every other chapter works without")
 
-# %% ../nbs/00_rollouts.ipynb #c8e33559
+# %% ../nbs/00_rollouts.ipynb #ca56aa8e
 def doom_game(resolution: str = "RES_320X240"):
     """A `vizdoom.DoomGame` of TakeCover (skill 4, 35 tics a second), started: no window, no sound.
 
@@ -296,7 +296,7 @@ def doom_game(resolution: str = "RES_320X240"):
                            "--force-reinstall vizdoom` mends a broken copy; it also needs room in /dev/shm") from error
     return game
 
-# %% ../nbs/00_rollouts.ipynb #617bba09
+# %% ../nbs/00_rollouts.ipynb #1b27a8e5
 class DoomRows:
     """The rows of one worker: n games of Doom. A game draws nothing once the player is dead: the last frame stays."""
 

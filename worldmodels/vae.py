@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['test_reparameterize', 'reparameterize', 'test_kl_divergence', 'kl_divergence', 'VAESettings', 'to_planes',
            'test_encoder', 'encoder', 'FromPixel', 'decoder', 'VAE', 'test_reconstruction_error',
-           'reconstruction_error', 'focus_weight', 'test_vae_loss', 'vae_loss', 'train_vae', 'encode_frames',
+           'reconstruction_error', 'focus_weight', 'test_vae_loss', 'vae_loss', 'mirror', 'train_vae', 'encode_frames',
            'decode_frames', 'latent_sliders', 'Latents', 'encode_store']
 
 # %% ../nbs/01_vae.ipynb #15611afa
@@ -91,6 +91,8 @@ class VAESettings:
     """weight of the KL term"""
     kl_floor: float = 0.5
     """nats a dimension below which the KL of a sample is not pressed: max(KL, kl_floor · latent)"""
+    flip: bool = False
+    """show a random half of each batch in a mirror while training (not in the paper; ctallec's V)"""
     focus: float = 0.0
     """extra weight of a pixel's error, times its distance (0 to 1) from the batch's mean picture; small things count more"""
 
@@ -259,6 +261,11 @@ def vae_loss(vae: nn.Module, frames: torch.Tensor, settings: VAESettings) -> tup
     return loss, {"reconstruction": reconstruction.detach().mean(), "kl": kl.detach().mean()}
 
 # %% ../nbs/01_vae.ipynb #7cfec221
+def mirror(frames: torch.Tensor) -> torch.Tensor:
+    """Frames (n, H, W, 3), each with a chance of one half flipped left to right."""
+    coin = torch.rand(len(frames), device=frames.device) < 0.5
+    return torch.where(coin[:, None, None, None], frames.flip(2), frames)
+
 def train_vae(store: RolloutStore, settings: VAESettings, training: FitSettings, folder=None, seed: int = 0,
               episodes: Sequence[int] | None = None, start: VAE | None = None) -> VAE:
     """Train a V on shuffled frames of `store` (of `episodes`, default all), from the weights of `start` if given.
@@ -276,7 +283,8 @@ def train_vae(store: RolloutStore, settings: VAESettings, training: FitSettings,
                              f"not {vae.size} and {vae.latent}")
         vae.load_state_dict(start.state_dict())
     batches = lambda seed, step: (torch.from_numpy(b) for b in store.batches(training.batch, seed, step, episodes))
-    return fit(vae, batches, lambda model, frames: vae_loss(model, frames, settings), training, folder, "vision", seed)
+    loss = lambda model, frames: vae_loss(model, mirror(frames) if settings.flip else frames, settings)
+    return fit(vae, batches, loss, training, folder, "vision", seed)
 
 # %% ../nbs/01_vae.ipynb #383e583a
 @torch.inference_mode()

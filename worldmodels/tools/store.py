@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'FORMAT', 'CHUNK', 'ZSTD', 'FACTS', 'Episode', 'check_episode', 'regroup', 'write_part', 'refusing_damage',
-           'Part', 'check_part', 'open_part', 'read_chunk', 'read_episodes', 'held_out_serials', 'usable_rows',
-           'shuffled', 'deal', 'estimate_bytes', 'require_space', 'refuse_other', 'store_facts', 'check_appended',
-           'StoreFolder', 'RolloutStore']
+           'Part', 'check_part', 'open_part', 'read_chunk', 'read_episodes', 'read_steps', 'held_out_serials',
+           'usable_rows', 'shuffled', 'deal', 'estimate_bytes', 'require_space', 'refuse_other', 'store_facts',
+           'check_appended', 'StoreFolder', 'RolloutStore']
 
 # %% ../../nbs/tools/store.ipynb #007c20bb
 import errno
@@ -37,7 +37,7 @@ class Episode:
 
     Raises `ValueError` when a shape or dtype is wrong, a number is not finite, or steps follow the end."""
     frames: np.ndarray  # (T+1, H, W, 3) uint8; (T, H, W, 3) in imported data without a last frame
-    actions: np.ndarray  # (T, action_dim) float32
+    actions: np.ndarray  # (T, action_dim) float32; action_dim 0 where nobody recorded them
     rewards: np.ndarray  # (T,) float32
     terminated: np.ndarray  # (T,) bool: the world ended it (crash, lap done)
     truncated: np.ndarray  # (T,) bool: a limit of time ended it
@@ -104,7 +104,8 @@ def write_part(path: Path, episodes: list[Episode], attributes: dict) -> None:
     with replacing(path) as tmp, ZipStore(tmp, mode="w") as store:
         group = zarr.create_group(store, attributes=attributes)
         for name, array in arrays.items():
-            group.create_array(name, data=array, chunks=(min(len(array), 10_000), *array.shape[1:]), **how)
+            width = [max(1, n) for n in array.shape[1:]]  # actions may have none: frames alone, from other people's data
+            group.create_array(name, data=array, chunks=(min(len(array), 10_000), *width), **how)
         shape = episodes[0].frames.shape[1:]
         frames = group.create_array("frames", shape=(arrays["frame_ends"][-1], *shape), dtype=np.uint8,
                                     chunks=(CHUNK, *shape), **how)
@@ -204,6 +205,13 @@ def read_episodes(part: Part, indices: Iterable[int]) -> Iterator[Episode]:
             frames = np.concatenate(chunks)[start - first * CHUNK:stop - first * CHUNK]
             rows = {name: steps[name][starts[i]:starts[i + 1]] for name in STEPS}
             yield Episode(frames, **rows, seed=int(part.seeds[i]), source=part.sources[i])
+
+
+def read_steps(part: Part) -> dict[str, np.ndarray]:
+    """Everything of one part but its frames."""
+    with refusing_damage(part.path), ZipStore(part.path, mode="r") as store:
+        group = zarr.open_group(store, mode="r")
+        return {name: group[name][:] for name in STEPS}
 
 # %% ../../nbs/tools/store.ipynb #0c985daf
 def held_out_serials(n: int, held_out: float, seed: int) -> np.ndarray:
@@ -386,6 +394,21 @@ class RolloutStore(StoreFolder):
         runs = groupby(zip(owner, indices), key=lambda pair: pair[0])
         return (ep for p, run in runs for ep in read_episodes(self._parts[p], [i - self._first[p] for _, i in run]))
 
+    def frames(self, i: int, start: int, stop: int) -> np.ndarray:
+        """Frames `start` to `stop` - 1 of episode i; decompresses only the chunks they touch. `ValueError` beyond its ends."""
+        p = int(np.searchsorted(self._first, *self._checked([i]), side="right")) - 1
+        first, end = np.r_[0, self._parts[p].frame_ends][i - self._first[p]:][:2]
+        if not 0 <= start < stop <= end - first:
+            raise ValueError(f"episode {i} of {self.path} has frames 0 to {end - first - 1}, asked for {start} to {stop - 1}")
+        chunk, rest = divmod(int(first + start), CHUNK)
+        read = [read_chunk(self._parts[p], c) for c in range(chunk, int(first + stop - 1) // CHUNK + 1)]
+        return np.concatenate(read)[rest:rest + stop - start]
+
+    def steps(self) -> dict[str, np.ndarray]:
+        """Actions, rewards, terminated and truncated of all episodes, one behind the other; no frame is read."""
+        parts = [read_steps(part) for part in self._parts]
+        return {name: np.concatenate([part[name] for part in parts]) for name in STEPS}
+
     def split(self, held_out: float = .1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of (training, held-out) episodes. An appended part never moves an old episode between them."""
         serials = self._gather(lambda p: p.serial + np.arange(len(p.ends)))
@@ -414,5 +437,6 @@ class RolloutStore(StoreFolder):
         return np.concatenate([np.zeros(0, np.int64), *map(numbers, self._parts)])
 
     lengths = property(lambda self: self._gather(lambda p: np.diff(p.ends, prepend=0)), doc="Actions in each episode.")
+    frame_counts = property(lambda self: self._gather(lambda p: np.diff(p.frame_ends, prepend=0)), doc="Frames in each episode.")
     seeds = property(lambda self: self._gather(lambda p: p.seeds), doc="Each episode's environment seed.")
     sources = property(lambda self: [s for p in self._parts for s in p.sources], doc="Who drew and drove each episode.")

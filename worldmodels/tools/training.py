@@ -61,14 +61,14 @@ def learning_rate(settings: FitSettings, step: int) -> float:
     return settings.lr * (1 - fall * (1 - settings.lr_end))
 
 # %% ../../nbs/tools/training.ipynb #19b13e4f
-def save_checkpoint(path, model, optimizer, step: int) -> None:
-    """Write weights, optimizer moments and the number of updates done; refuses weights that are not finite."""
+def save_checkpoint(path, model, optimizer, step: int, **notes) -> None:
+    """Write weights, optimizer moments, the number of updates done and JSON-able notes; refuses weights that are not finite."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     if broken := [k for k, v in tensors.items() if not v.isfinite().all()]:
         raise FloatingPointError(f"not finite after step {step}: {', '.join(broken[:3])}; {path} still holds the last good checkpoint")
     for i, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
-    save_tensors(path, tensors, {"step": step})
+    save_tensors(path, tensors, {"step": step} | notes)
 
 # %% ../../nbs/tools/training.ipynb #fe21815d
 def load_checkpoint(path, model, optimizer) -> int:

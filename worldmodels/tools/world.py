@@ -69,7 +69,7 @@ class Prediction:
         """A draw of z_{t+1}, (…, latent); all chance comes through `uniform` and `normal` from `generator`."""
         raise NotImplementedError
 
-# %% ../../nbs/tools/world.ipynb #16955a86
+# %% ../../nbs/tools/world.ipynb #8866ced2
 def uniform(shape, generator=None, device=None) -> torch.Tensor:
     """Uniform numbers from 0 to 1 from torch's `generator` (None: its global one), or from anything with such a `uniform(shape, device)`."""
     if isinstance(generator, torch.Generator | None): return torch.rand(shape, generator=generator, device=device)
@@ -106,7 +106,8 @@ class Dynamics(nn.Module):
 
 # %% ../../nbs/tools/world.ipynb #c16bc23a
 _registry: dict[str, tuple[type, type]] = {}
-CHAPTERS = {"VAE": "worldmodels.vae", "MDNRNN": "worldmodels.mdn_rnn"}  # where this package's own classes live: imported when first asked for
+CHAPTERS = {"VAE": "worldmodels.vae", "MDNRNN": "worldmodels.mdn_rnn",  # where this package's own classes live: imported when first asked for
+            **dict.fromkeys(("TransformerMDN", "TraDE", "ViTWM"), "worldmodels.transformer")}
 
 def register(settings: type):
     """Class decorator: `WorldModel.load` may build this class, from the settings dataclass `settings`."""
@@ -151,6 +152,7 @@ def save_model(path, model: nn.Module, half: bool = False, **card) -> None:
 def load_model(path, expect: type = nn.Module) -> nn.Module:
     """The model that `save_model` wrote, in eval mode; a ValueError says what the file holds instead of `expect`."""
     tensors, metadata = load_tensors(path)
+    if metadata.get("same_as_vision"): return load_model(Path(path).with_name("vision.safetensors"), expect)
     if "class" not in metadata:
         raise ValueError(f"{path} holds tensors, but does not say of which model; save_model writes such a file")
     cls, settings = registered(metadata["class"])
@@ -162,7 +164,7 @@ def load_model(path, expect: type = nn.Module) -> nn.Module:
 
 # %% ../../nbs/tools/world.ipynb #22dec768
 class WorldModel:
-    """V and M together; `save(folder)` and `WorldModel.load(folder)`."""
+    """V and M together, two models or one that is both; `save(folder)` and `WorldModel.load(folder)`."""
 
     def __init__(self, vision: Vision, dynamics: Dynamics):
         if vision.latent != dynamics.latent:
@@ -175,7 +177,8 @@ class WorldModel:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_model(folder / "vision.safetensors", self.vision, half, **card)
-        save_model(folder / "dynamics.safetensors", self.dynamics, half, **card)
+        if self.dynamics is self.vision: save_tensors(folder / "dynamics.safetensors", {}, {"same_as_vision": True})
+        else: save_model(folder / "dynamics.safetensors", self.dynamics, half, **card)
 
     @classmethod
     def load(cls, folder) -> "WorldModel":
@@ -185,7 +188,8 @@ class WorldModel:
             if not (folder / f"{name}.safetensors").exists():
                 raise FileNotFoundError(f"{folder} has no {name}.safetensors; `python -m {maker}` trains one, "
                                         "`python -m solutions.train` all of them")
-        return cls(load_model(folder / "vision.safetensors", Vision), load_model(folder / "dynamics.safetensors", Dynamics))
+        vision, one = load_model(folder / "vision.safetensors", Vision), load_tensors(folder / "dynamics.safetensors")[1].get("same_as_vision")
+        return cls(vision, vision if one and isinstance(vision, Dynamics) else load_model(folder / "dynamics.safetensors", Dynamics))
 
 # %% ../../nbs/tools/world.ipynb #fbcfc3a7
 def data(name: str = "carracing") -> Path:

@@ -1,0 +1,62 @@
+"""PPO on CarRacing: what reward alone teaches a network, scored on the same tracks as C, and a driver that records for V and M.
+
+python -m solutions.ppo --settings laptop --run runs/ppo
+python -m solutions.ppo --settings laptop --run runs/ppo --render human
+python -m solutions.ppo --settings laptop --run runs/ppo --drive 128 --official 24
+"""
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from solutions.evaluate import write_report
+from solutions.settings import EvaluateSettings, Sections, command
+from worldmodels.baselines import PPOPolicy, PPOSettings, load_ppo, require_sb3, train_ppo
+from worldmodels.controller import score_policy, watch_policy
+from worldmodels.rollouts import HELD_OUT, collect
+from worldmodels.tools.settings import claim_run_folder, load
+from worldmodels.tools.store import RolloutStore
+
+
+@dataclass(frozen=True)
+class PPOCommand:
+    """Train PPO, score it, watch it, or let it drive for V and M."""
+
+    run: str = "runs/ppo"
+    """folder of the run"""
+    fresh: bool = False
+    """start anew, even if the folder holds a run"""
+    seed: int = 0
+    """seed of weights and tracks"""
+    render: Literal["no", "human"] = "no"
+    """human: watch it in a window, track after track, until Esc, instead of training it"""
+    drive: int = 0
+    """episodes that it records on the fast environment, into the run's store, for `--store`"""
+    official: int = 0
+    """episodes beside them on the official environment"""
+    ppo: PPOSettings = field(default_factory=PPOSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+
+def drive(folder: Path, driver: PPOPolicy, s: PPOCommand) -> RolloutStore:
+    """The run's store, with the episodes that PPO drives; what is there is not driven again."""
+    store = RolloutStore.create(folder / "store", "CarRacing-v3", s.ppo.size, 3)
+    collect(store, driver, s.drive, "fast", 40_000, s.ppo.max_steps, tag="ppo")
+    return collect(store, driver, s.official, "gymnasium", 50_000, s.ppo.max_steps, tag="ppo")
+
+
+def main() -> None:
+    s = load(PPOCommand, description=__doc__, part_of=Sections)
+    require_sb3()  # before anything is written
+    folder = Path(s.run)
+    if s.render == "human": return watch_policy(load_ppo(folder / "ppo.safetensors"), HELD_OUT, s.evaluate.max_steps, s.ppo.size)
+    claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "render", "drive", "official", *(f"evaluate.{k}" for k in vars(s.evaluate))))
+    driver = train_ppo(s.ppo, folder, s.seed)
+    if s.drive or s.official: drive(folder, driver, s)
+    report = folder / "report.json"
+    if not report.exists() or json.loads(report.read_text())["gymnasium"]["episodes"] != s.evaluate.episodes:
+        write_report(folder, lambda seeds, backend: score_policy(driver, seeds, backend, s.evaluate.max_steps, size=s.ppo.size), s.evaluate)
+    print(f"PPO, its curve and its score are in {folder}")
+
+
+if __name__ == "__main__": command(main)

@@ -1,0 +1,70 @@
+"""Stage 3 of a run whose M is a transformer, or stages 2 and 3 at once where it is a ViT-WM; answers to chapter 03's exercises.
+
+python -m solutions.transformer --settings laptop --model TransformerMDN --run runs/car
+python -m solutions.transformer --settings gpu,vit-wm --run runs/vit
+"""
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from solutions.mdn_rnn import learn_dynamics
+from solutions.settings import TrainSettings, command, open_run, open_store
+from worldmodels.mdn_rnn import held_out_nll
+from worldmodels.tools.store import RolloutStore
+from worldmodels.tools.world import Vision, WorldModel, load_model
+from worldmodels.transformer import DensityHead, TransformerDynamics, ViTWM, train_vit_wm
+from worldmodels.vae import Latents
+
+
+def learn_vit_wm(folder: Path, store: RolloutStore, s: TrainSettings, start: ViTWM | None = None) -> WorldModel:
+    """The ViT-WM of `folder`, V and M in one, trained (from `start`, if given) unless it is there already."""
+    if not (folder / "dynamics.safetensors").exists():
+        train, _ = store.split()
+        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, s.seed, train, start)
+        WorldModel(model, model).save(folder)
+    return WorldModel.load(folder)
+
+
+def with_context(model: TransformerDynamics, context: int) -> TransformerDynamics:
+    """The same weights with another context: another model, though no weight depends on it."""
+    other = type(model)(replace(model.settings, context=context)).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def nll_by_context(model: TransformerDynamics, latents: Latents, episodes, contexts) -> dict[int, torch.Tensor]:
+    """Exercise 7: held-out NLL, nats a dimension, (episodes,), of the same weights for each of `contexts`."""
+    return {c: held_out_nll(with_context(model, c), latents, episodes) for c in contexts}
+
+
+class Permuted(nn.Module):
+    """Exercise 8: a density head that goes through the dimensions in `order`: `model.density = Permuted(model.density, order)`."""
+
+    def __init__(self, head: DensityHead, order: torch.Tensor):
+        super().__init__()
+        self.head = head
+        self.register_buffer("order", order, persistent=False)
+
+    def forward(self, features): return PermutedConditionals(self.head(features), self.order)
+
+
+class PermutedConditionals:
+    """`Conditionals` of z[order], as a density of z."""
+
+    def __init__(self, inner, order): self.inner, self.order = inner, order
+
+    def nll(self, z): return self.inner.nll(z[..., self.order])
+
+    def sample(self, temperature=1.0, generator=None): return self.inner.sample(temperature, generator)[..., self.order.argsort()]
+
+
+def main() -> None:
+    folder, s = open_run(__doc__, stage=True)
+    store = open_store(folder, s)
+    if s.model == "ViTWM": learn_vit_wm(folder, store, s)
+    else: learn_dynamics(folder, load_model(folder / "vision.safetensors", Vision), store, s)
+
+
+if __name__ == "__main__": command(main)
