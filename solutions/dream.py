@@ -13,21 +13,21 @@ import torch
 from matplotlib.figure import Figure
 
 from solutions.evaluate import revision
-from solutions.mdn_rnn import learn_dynamics
 from solutions.rollouts import drive_randomly
 from solutions.settings import TrainSettings, command
-from solutions.train import Clock, retrace
+from solutions.train import Clock
 from solutions.vae import learn_vision
-from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, controllers_for, evolve, film, load_controller,
-                                    save_controller, score, summary)
-from worldmodels.dream import DreamFitness, DreamSettings, Starts, draw_leak, film_dream, foretold, leak, rank_correlation, smooth
-from worldmodels.mdn_rnn import MDNRNNSettings
+from worldmodels.controller import (RealFitness, WorldModelPolicy, controllers_for, evolve, film, load_controller, save_controller, score,
+                                    summary)
+from worldmodels.dream import (DreamFitness, DreamSettings, Starts, draw_leak, film_dream, foretold, joined, leak, rank_correlation,
+                               smooth)
+from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, train_dynamics
 from worldmodels.rollouts import HELD_OUT, VALIDATION, collect
 from worldmodels.tools import show
 from worldmodels.tools.settings import claim_run_folder, load, write_json
 from worldmodels.tools.store import RolloutStore, estimate_bytes, require_space
 from worldmodels.tools.training import FitSettings, read_lines
-from worldmodels.tools.world import WorldModel, load_tensors, save_tensors
+from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, load_tensors, save_model, save_tensors
 from worldmodels.vae import Latents, encode_store
 
 
@@ -35,18 +35,24 @@ from worldmodels.vae import Latents, encode_store
 class IterateSettings:
     """Rounds of driving with C, learning from it, and dreaming on."""
 
-    rounds: int = 5
+    rounds: int = 8
     """rounds after the naive one; 0 is the naive dream alone"""
-    episodes: int = 64
-    """episodes that C drives for a round on the fast environment"""
-    official: int = 12
+    episodes: int = 48
+    """episodes driven for a round on the fast environment"""
+    official: int = 8
     """episodes beside them on the official one"""
-    max_steps: int = 1000
+    max_steps: int = 400
     """steps after which such an episode is cut"""
+    drivers: int = 4
+    """checkpoints of the last search that share this driving: the way to a trick shows M more of it than the end"""
     swerve: float = 0.3
-    """size of the smooth noise added to what C decides, so that the data shows mistakes and how to mend them"""
+    """size of the smooth noise added to what they decide, so that the data shows mistakes and how to mend them"""
+    recent: float = 1.0
+    """how much of M's training the last round's driving is, measured by all that was before; 0 treats all alike"""
     context: int = 20
     """frames that M looks at before a dream begins; 0 begins dreams at first frames only"""
+    beginnings: float = 0.5
+    """share of the dreams that begin at first frames all the same"""
     reach: int = 12
     """each reward is shared by the steps at most so many away before M learns it"""
     worst: float = -10.0
@@ -57,10 +63,14 @@ class IterateSettings:
     """validation tracks for a real score of every checkpoint, after everything is trained"""
 
     def __post_init__(self):
-        for name in ("rounds", "official", "swerve", "context", "reach"):
+        for name in ("rounds", "official", "swerve", "recent", "context", "reach"):
             if getattr(self, name) < 0: raise ValueError(f"{name} must be 0 or above, not {getattr(self, name)}")
-        for name in ("episodes", "max_steps", "dreams", "leak_tracks"):
+        for name in ("episodes", "max_steps", "drivers", "dreams", "leak_tracks"):
             if getattr(self, name) < 1: raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.rounds > 30: raise ValueError(f"rounds must be at most 30 (each has seeds of its own), not {self.rounds}")
+        for name in ("episodes", "official"):
+            if getattr(self, name) % self.drivers:
+                raise ValueError(f"{name} must be a multiple of drivers = {self.drivers}, who share them, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,6 @@ class DreamRunSettings(TrainSettings):
     run: str = "runs/dream"
     """folder of the run"""
     dynamics: MDNRNNSettings = field(default_factory=lambda: MDNRNNSettings(reward=True, done=True))
-    vae_again: FitSettings = field(default_factory=lambda: FitSettings(steps=10_000, batch=100, lr=1e-4))
     dynamics_again: FitSettings = field(default_factory=lambda: FitSettings(steps=1000, batch=100, lr=1e-3, lr_end=0.01, clip=1.0))
     dream: DreamSettings = field(default_factory=DreamSettings)
     iterate: IterateSettings = field(default_factory=IterateSettings)
@@ -84,56 +93,60 @@ class DreamRunSettings(TrainSettings):
 def open_run() -> tuple[Path, DreamRunSettings]:
     """Settings from the command line, and the run folder they belong to; nothing is written where they are refused."""
     s = load(DreamRunSettings, description=__doc__, command="dream")
-    folder, i = Path(s.run), s.iterate
-    frames = (s.collect.episodes + s.collect.official) * (s.collect.max_steps + 1) + i.rounds * (i.episodes + i.official) * (i.max_steps + 1)
-    if not (folder / "store").exists(): require_space(folder, estimate_bytes(frames, s.collect.size))
+    folder, c, i = Path(s.run), s.collect, s.iterate
+    frames = (c.episodes + c.official) * (c.max_steps + 1) + i.rounds * (i.episodes + i.official) * (i.max_steps + 1)
+    if not (folder / "store").exists(): require_space(folder, estimate_bytes(frames, c.size))
     return claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run")), s
 
 
-def learn(folder: Path, store: RolloutStore, s: DreamRunSettings, before: WorldModel | None = None) -> tuple[WorldModel, Latents]:
-    """V and M of a round, from those of the round before, and the store as V sees it, its rewards spread."""
+def learn(folder: Path, store: RolloutStore, vision: Vision, s: DreamRunSettings, before: WorldModel | None, known: Latents | None):
+    """M of a round, from that of the round before, on all that was seen; returns V with M, and the latents of everything."""
     folder.mkdir(exist_ok=True)
-    if before: s = replace(s, vae_fit=s.vae_again, dynamics_fit=s.dynamics_again)
-    vision, path = learn_vision(folder, store, s, before and before.vision), folder / "latents.safetensors"
-    if not path.exists(): smooth(encode_store(vision, store), s.iterate.reach, s.iterate.worst).save(path)
-    return learn_dynamics(folder, vision, store, s, before and before.dynamics), Latents.load(path)
+    first, path = 0 if known is None else len(known), folder / "latents.safetensors"
+    if not path.exists(): smooth(encode_store(vision, store, range(first, len(store))), s.iterate.reach, s.iterate.worst).save(path)
+    new, path = Latents.load(path), folder / "dynamics.safetensors"
+    latents = new if known is None else joined(known, new)
+    if not path.exists():
+        train = store.split()[0]
+        old, last = train[train < first], train[(train >= first) & (train < len(latents))]
+        torch.manual_seed(s.seed)
+        model = MDNRNN(s.dynamics)
+        if before: model.load_state_dict(before.dynamics.state_dict())
+        again = round(s.iterate.recent * len(old) / len(last)) if before else 0
+        episodes, training = np.concatenate([old, np.repeat(last, max(1, again))]), s.dynamics_again if before else s.dynamics_fit
+        save_model(path, train_dynamics(model, latents, episodes, s.window, training, folder, s.seed))
+    return WorldModel(vision, load_model(path, Dynamics)), latents
 
 
-def carry_over(folder: Path, store: RolloutStore, before: WorldModel | None, params: np.ndarray | None, world: WorldModel, s: DreamRunSettings) -> np.ndarray:
-    """Where a round's search begins: zeros, or the last C, which is moved to the new V and M where least squares can do it."""
-    if before is None: return np.zeros(controllers_for(world, s.controller).dimension)
-    return retrace(folder, store, before, params, world, s) if s.controller == ControllerSettings() else params
+def starts_of(latents: Latents, s: DreamRunSettings) -> Starts:
+    return Starts.from_latents(latents, context=s.iterate.context, beginnings=s.iterate.beginnings)
 
 
-def keep_checkpoints(folder: Path, fitness: DreamFitness, s: DreamRunSettings):
-    """A `validate` for `evolve`: the dream's score of a mean, which is kept as checkpoints/GENERATION.safetensors."""
-    def validate(mean: np.ndarray) -> float:
-        generation = len(read_lines(folder / "evolution.jsonl")) + 1
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        save_controller(folder / "checkpoints" / f"{generation:04d}.safetensors", s.controller, mean, generation=generation)
-        return fitness(mean[None], VALIDATION[:s.iterate.dreams]).mean()
-    return validate
-
-
-def dream_on(folder: Path, world: WorldModel, latents: Latents, s: DreamRunSettings, round: int, start) -> np.ndarray:
-    """The C of a round, evolved in its dreams from `start()` unless it is there already: parameters (D,)."""
-    path, origin = folder / "controller.safetensors", folder / "start.safetensors"
+def dream_on(folder: Path, world: WorldModel, latents: Latents, s: DreamRunSettings, round: int, start: np.ndarray | None) -> np.ndarray:
+    """The checkpoints of a round's search in its dreams, from `start` (zeros): (k, D), the result last. Each is in checkpoints/."""
+    there, path = folder / "checkpoints", folder / "controller.safetensors"
+    keep = lambda mean, generation: save_controller(there / f"{generation:04d}.safetensors", s.controller, mean, generation=generation)
     if not path.exists():
         fitness = DreamFitness(world, starts_of(latents, s), s.controller, s.dream)
-        if not origin.exists(): save_controller(origin, s.controller, start())  # a resumed search must begin at the very same numbers
-        found, _ = evolve(fitness, load_controller(origin)[1], s.evolve, folder, s.seed + round, keep_checkpoints(folder, fitness, s))
-        save_controller(path, s.controller, found)
-    return load_controller(path)[1]
+        there.mkdir(exist_ok=True)
+        if start is None: start = np.zeros(fitness.dimension)
+        keep(start, 0)
+
+        def validate(mean: np.ndarray) -> float:
+            keep(mean, len(read_lines(folder / "evolution.jsonl")) + 1)
+            return fitness(mean[None], VALIDATION[:s.iterate.dreams]).mean()
+
+        save_controller(path, s.controller, evolve(fitness, start, s.evolve, folder, s.seed + round, validate)[0])
+    return np.stack([load_controller(p)[1] for p in sorted(there.glob("*.safetensors"))])
 
 
-def starts_of(latents: Latents, s: DreamRunSettings) -> Starts: return Starts.from_latents(latents, context=s.iterate.context)
-
-
-def go_and_look(store: RolloutStore, world: WorldModel, params: np.ndarray, s: DreamRunSettings, round: int) -> None:
-    """Drive with C, swerving, for round number `round`."""
-    policy, i = WorldModelPolicy(world, controllers_for(world, s.controller, params), s.iterate.swerve), s.iterate
-    collect(store, policy, i.episodes, "fast", 20_000 + 1000 * round, i.max_steps, s.collect.rows, f"round{round}")
-    collect(store, policy, i.official, "gymnasium", 60_000 + 1000 * round, i.max_steps, s.collect.rows, f"round{round}")
+def go_and_look(store: RolloutStore, world: WorldModel, checkpoints: np.ndarray, s: DreamRunSettings, round: int) -> None:
+    """Drive for round number `round`, swerving, with evenly chosen checkpoints of the last search, its result among them."""
+    i = s.iterate
+    drivers = checkpoints[np.linspace(min(1, len(checkpoints) - 1), len(checkpoints) - 1, i.drivers).round().astype(int)]  # not its start
+    policy, rows = WorldModelPolicy(world, controllers_for(world, s.controller, drivers), i.swerve), max(1, s.collect.rows // i.drivers) * i.drivers
+    collect(store, policy, i.episodes, "fast", 20_000 + 1000 * round, i.max_steps, rows, f"round{round:02d}")
+    collect(store, policy, i.official, "gymnasium", 60_000 + 1000 * round, i.max_steps, rows, f"round{round:02d}")
 
 
 def returns_once(path: Path, measure) -> np.ndarray:
@@ -142,84 +155,91 @@ def returns_once(path: Path, measure) -> np.ndarray:
     return load_tensors(path)[0]["returns"].numpy()
 
 
-def look_back(folder: Path, world: WorldModel, latents: Latents, store: RolloutStore, s: DreamRunSettings) -> dict:
+def look_back(folder: Path, world: WorldModel, latents: Latents, checkpoints: np.ndarray, store: RolloutStore, s: DreamRunSettings) -> dict:
     """After all training: what a round's checkpoints are worth in its dreams and in reality, on validation tracks."""
-    paths = [folder / "start.safetensors", *sorted((folder / "checkpoints").glob("*.safetensors"))]
-    checkpoints, tracks = np.stack([load_controller(p)[1] for p in paths]), VALIDATION[2000:2000 + s.iterate.leak_tracks]
+    tracks = VALIDATION[2000:2000 + s.iterate.leak_tracks]
     real = returns_once(folder / "real.safetensors",
                         lambda: RealFitness(world, s.controller, s.evaluate.max_steps, s.evolve.patience)(checkpoints, tracks))
     found = leak(world, starts_of(latents, s), s.controller, checkpoints, real, s.dream, (0.5, 1.0, 1.5), s.iterate.dreams)
-    draw_leak(found, f"round {folder.name}").savefig(folder / "leak.png")
+    draw_leak(found, folder.name).savefig(folder / "leak.png")
     held_out = store.split()[1]
     expected, paid = foretold(world.dynamics, latents, held_out[held_out < len(latents)])
-    return {"round": int(folder.name), "real_frames": len(latents.mu), "real": summary(real[-1]), "dream": round(float(found["dream"][1.0][-1]), 1),
+    return {"search": folder.name, "real_frames": len(latents.mu), "real": summary(real[-1]), "dream": round(float(found["dream"][1.0][-1]), 1),
             "rank_correlation": {t: None if np.isnan(r) else round(r, 2) for t, r in found["correlation"].items()},
             "reward_correlation": round(rank_correlation(expected, paid), 3)}
+
+
+def naive_search(folder: Path, world: WorldModel, latents: Latents, s: DreamRunSettings) -> np.ndarray:
+    """The checkpoints of a search in the first dream alone, with as many generations as all rounds have together."""
+    folder.mkdir(exist_ok=True)
+    generations = s.evolve.generations * (s.iterate.rounds + 1)
+    return dream_on(folder, world, latents, replace(s, evolve=replace(s.evolve, generations=generations, validate_every=max(1, generations // 8))), 0, None)
 
 
 def draw_rounds(rounds: list[dict]) -> Figure:
     """Real return on validation tracks after each round, with the interval of its mean, against the real frames seen."""
     frames, real = [r["real_frames"] for r in rounds], [r["real"] for r in rounds]
-    return show.curves({"real": (frames, [r["mean"] for r in real])}, "real frames seen by V and M", "real return (95 % interval)",
+    return show.curves({"real": (frames, [r["mean"] for r in real])}, "real frames seen by M", "real return (95 % interval)",
                        band={"real": ([r["low"] for r in real], [r["high"] for r in real])})
 
 
-def held_out_score(folder: Path, s: DreamRunSettings) -> dict:
+def held_out_score(folder: Path, world: WorldModel, params: np.ndarray, s: DreamRunSettings) -> dict:
     """The official score of a round's C on the held-out tracks, measured once."""
-    world, (settings, params) = WorldModel.load(folder), load_controller(folder / "controller.safetensors")
     seeds = HELD_OUT[:s.evaluate.episodes]
-    returns = returns_once(folder / "held_out.safetensors", lambda: score(world, settings, params, seeds, "gymnasium", s.evaluate.max_steps))
+    returns = returns_once(folder / "held_out.safetensors", lambda: score(world, s.controller, params, seeds, "gymnasium", s.evaluate.max_steps))
     return summary(returns) | {"returns": [round(float(x), 2) for x in returns]}
 
 
 def main() -> None:
     folder, s = open_run()
     clock = Clock(folder)
-    store, world, params, rounds = drive_randomly(folder, s), None, None, []
+    store = drive_randomly(folder, s)
     clock("random driving")
+    vision, world, latents, made = learn_vision(folder, store, s), None, None, []
+    clock("V")
     for round in range(s.iterate.rounds + 1):
-        here, before = folder / str(round), (world, params)
-        if round and not (here / "controller.safetensors").exists():
-            go_and_look(store, *before, s, round)
+        here = folder / f"{round:02d}"
+        if round and not (here / "latents.safetensors").exists():
+            go_and_look(store, world, checkpoints, s, round)
             clock(f"round {round}: driving")
-        world, latents = learn(here, store, s, before[0])
-        clock(f"round {round}: V and M")
-        params = dream_on(here, world, latents, s, round, lambda: carry_over(here, store, *before, world, s))
+        world, latents = learn(here, store, vision, s, world, latents)
+        clock(f"round {round}: M")
+        checkpoints = dream_on(here, world, latents, s, round, checkpoints[-1] if round else None)
         clock(f"round {round}: C")
-    report(folder, store, s, clock)
+        made.append((here, world, latents, checkpoints))
+        if round: continue
+        made.append((folder / "naive", world, latents, naive_search(folder / "naive", world, latents, s)))
+        clock("the naive C")
+    report(folder, store, made, s, clock)
 
 
-def report(folder: Path, store: RolloutStore, s: DreamRunSettings, clock: Clock) -> None:
-    """Score every round on validation tracks, the first and the last on the held-out ones; write report.json, figures and films."""
-    rounds, parts = [], [folder / str(round) for round in range(s.iterate.rounds + 1)]
-    for part in parts: rounds.append(look_back(part, WorldModel.load(part), Latents.load(part / "latents.safetensors"), store, s))
-    draw_rounds(rounds).savefig(folder / "rounds.png")
+def report(folder: Path, store: RolloutStore, made: list[tuple], s: DreamRunSettings, clock: Clock) -> None:
+    """Score every search on validation tracks, the naive C and the last on the held-out ones; write report.json, figures and films."""
+    searches = [look_back(*one, store, s) for one in made]
+    draw_rounds([found for found in searches if found["search"] != "naive"]).savefig(folder / "rounds.png")
     clock("looking back")
-    naive, iterated = held_out_score(parts[0], s), held_out_score(parts[-1], s)
+    naive, iterated = (held_out_score(here, world, checkpoints[-1], s) for here, world, _, checkpoints in (made[1], made[-1]))
     write_json(folder / "report.json", {
         "environment": "CarRacing-v3", "versions": {name: version(name) for name in ("gymnasium", "torch")}, "revision": revision(),
         "command": shlex.join(["python", *sys.orig_argv[1:]]), "seeds": [HELD_OUT[0], HELD_OUT[s.evaluate.episodes - 1]],
         "max_steps": s.evaluate.max_steps, "real_frames": store.n_frames, "naive": naive, "iterated": iterated,
-        "iterated_is_better": bool(iterated["low"] > naive["high"]), "rounds": rounds})
+        "iterated_is_better": bool(iterated["low"] > naive["high"]), "searches": searches})
     for name, r in (("naive", naive), ("iterated", iterated)):
         print(f"{name}: {r['mean']} ± {r['sd']} over {r['episodes']} held-out tracks, 95 % interval of the mean {r['low']} to {r['high']}")
     clock("score")
-    publish_last(folder, parts[-1], s)
+    hand_over(folder, *made[-1], store, s)
     clock("films")
     print(f"report, films and weights are in {folder}; {store.n_frames:,} real frames were seen")
 
 
-def publish_last(folder: Path, last: Path, s: DreamRunSettings) -> None:
-    """The last round's V, M, C and first frames in the run's own folder, and two films."""
-    world, (settings, params) = WorldModel.load(last), load_controller(last / "controller.safetensors")
-    starts = Starts.from_latents(Latents.load(last / "latents.safetensors"))
+def hand_over(folder: Path, last: Path, world: WorldModel, latents: Latents, checkpoints: np.ndarray, store: RolloutStore, s: DreamRunSettings) -> None:
+    """The last round's M, C and first frames beside V in the run's own folder, and two films."""
+    starts = Starts.from_latents(latents)
     save_tensors(folder / "starts.safetensors", {"mu": starts.mu, "logvar": starts.logvar})
-    world.save(folder)
-    save_controller(folder / "controller.safetensors", settings, params)
-    film(world, settings, params, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
-    store = RolloutStore(folder / "store")
-    longest = int(np.argmax([n if "controller" in source else 0 for n, source in zip(store.lengths, store.sources)]))
-    film_dream(world, store.episode(longest), folder / "dream.mp4")
+    save_model(folder / "dynamics.safetensors", world.dynamics)
+    save_controller(folder / "controller.safetensors", s.controller, checkpoints[-1])
+    film(world, s.controller, checkpoints[-1], HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
+    film_dream(world, store.episode(int(store.lengths.argmax())), folder / "dream.mp4")
 
 
 # Answers to the exercises of chapter 05

@@ -106,7 +106,7 @@ def test_starts_are_drawn_with_vs_own_noise():
 @torch.inference_mode()
 def test_m_has_seen_the_frames_before_a_start_and_none_of_another_episode(restart):
     world, latents, context = make_world(restart=restart), make_latents(), 6
-    starts, n = Starts.from_latents(latents, context=context), 84
+    starts = Starts.from_latents(latents, context=context, beginnings=0.0)
     assert len(starts) == 30 + 4 + 50
     z, state = starts.begin(world.dynamics, 400, Noise(range(400)))
     seen = set()
@@ -118,6 +118,15 @@ def test_m_has_seen_the_frames_before_a_start_and_none_of_another_episode(restar
         torch.testing.assert_close(state.h[row:row + 1], expected.h, atol=1e-3, rtol=0)
         seen.add(at)
     assert len(seen) > 60 and set(latents.first.tolist()) & seen
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.8])
+def test_a_share_of_the_dreams_begins_at_first_frames(share):
+    latents = make_latents()
+    starts = Starts.from_latents(latents, context=5, beginnings=share)
+    first = torch.isin(starts.at, latents.first).float().mean()
+    assert abs(first - (share + (1 - share) * 3 / 84)) < 0.02 and torch.equal(starts.first[starts.at == starts.first], starts.at[starts.at == starts.first])
+    with pytest.raises(ValueError, match="beginnings must be"): Starts.from_latents(latents, context=5, beginnings=1.0)
 
 
 def test_a_picture_is_a_start(world, tmp_path):
@@ -418,6 +427,16 @@ def test_smoothing_leaves_returns_and_other_episodes_alone():
         assert smoothed.rewards[s.stop - 1] == latents.rewards[s.stop - 1]
     latents.rewards[5] = -100.0
     assert d.smooth(latents, reach=0).rewards[5] == -10 and latents.rewards[5] == -100
+
+
+def test_joined_latents_are_those_of_both():
+    a, b = make_latents(), make_latents((7, 9))
+    both = d.joined(a, b)
+    assert len(both) == 5 and len(both.mu) == len(a.mu) + len(b.mu)
+    for i in range(5):
+        part, k = (a, i) if i < 3 else (b, i - 3)
+        for name in ("mu", "logvar", "actions", "rewards", "terminated"):
+            assert torch.equal(getattr(both, name)[both.episode(i)], getattr(part, name)[part.episode(k)])
 
 
 def test_what_m_foretells_is_summed_in_windows(world):

@@ -15,12 +15,13 @@ from test_pipeline import KILLER
 from worldmodels.controller import ControllerSettings, load_controller
 from worldmodels.dream import DreamFitness, DreamSettings, Starts
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, load_tensors
 from worldmodels.vae import VAE, VAESettings
 
 ROOT = Path(__file__).parents[1]
-MODELS = ["vision.safetensors", "latents.safetensors", "dynamics.safetensors", "start.safetensors", "controller.safetensors"]
+MODELS = ["latents.safetensors", "dynamics.safetensors", "controller.safetensors", "checkpoints/0000.safetensors", "checkpoints/0002.safetensors"]
 
 
 def run_it(module: str, run: Path, *before: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
@@ -40,9 +41,9 @@ def whole(tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_everything_in_its_folder(whole):
-    for round in "01":
-        for name in [*MODELS, "evolution.jsonl", "checkpoints/0002.safetensors", "real.safetensors", "leak.png", "held_out.safetensors", "metrics.jsonl"]:
-            assert (whole / round / name).exists(), (round, name)
+    for round in ("00", "01"):
+        for name in [*MODELS, "evolution.jsonl", "real.safetensors", "leak.png", "metrics.jsonl"]: assert (whole / round / name).exists(), (round, name)
+    assert (whole / "naive" / "held_out.safetensors").exists() and (whole / "01" / "held_out.safetensors").exists()
     for name in ["config.json", "stages.jsonl", "report.json", "rounds.png", "drive.mp4", "dream.mp4", "store", "vision.safetensors", "dynamics.safetensors",
                  "controller.safetensors", "starts.safetensors"]:
         assert (whole / name).exists(), name
@@ -55,17 +56,24 @@ def test_the_report_says_what_was_seen_and_what_came_of_it(whole):
     for name in ("naive", "iterated"):
         assert len(report[name]["returns"]) == report[name]["episodes"] == 2 and report[name]["low"] <= report[name]["mean"] <= report[name]["high"]
     assert isinstance(report["iterated_is_better"], bool)
-    first, second = report["rounds"]
-    assert 0 < first["real_frames"] < second["real_frames"] == report["real_frames"] and [first["round"], second["round"]] == [0, 1]
+    first, naive, second = report["searches"]
+    assert 0 < first["real_frames"] == naive["real_frames"] < second["real_frames"] == report["real_frames"]
+    assert [found["search"] for found in report["searches"]] == ["00", "naive", "01"]
     assert set(first["rank_correlation"]) == {"0.5", "1.0", "1.5"}
 
 
 def test_each_round_goes_on_from_the_one_before(whole):
-    for name in ("vision", "dynamics"):
-        before, after = (load_tensors(whole / round / f"{name}.safetensors")[0] for round in "01")
-        moved = [(before[k] - after[k]).abs().max() for k in before]
-        assert 0 < max(moved) < 0.1, name
-    assert not load_controller(whole / "0" / "start.safetensors")[1].any() and load_controller(whole / "1" / "start.safetensors")[1].any()
+    before, after = (load_tensors(whole / round / "dynamics.safetensors")[0] for round in ("00", "01"))
+    assert 0 < max((before[k] - after[k]).abs().max() for k in before) < 0.1
+    assert not load_controller(whole / "00" / "checkpoints" / "0000.safetensors")[1].any()
+    last, first = (load_controller(whole / path)[1] for path in ("00/controller.safetensors", "01/checkpoints/0000.safetensors"))
+    np.testing.assert_array_equal(last, first)
+
+
+def test_every_checkpoint_drives_a_share(whole):
+    store = RolloutStore(whole / "store")
+    assert [len([p for p in store.parts if p.startswith(name)]) > 0 for name in ("random-", "round01-fast", "round01-gymnasium")] == [True] * 3
+    assert sum("controller" in source for source in store.sources) == 6 and sorted(set(store.seeds[-6:] // 1000)) == [21, 61]
 
 
 def test_killed_at_every_stage_it_goes_on_and_ends_with_the_same_bits(whole, tmp_path):
@@ -76,23 +84,29 @@ def test_killed_at_every_stage_it_goes_on_and_ends_with_the_same_bits(whole, tmp
         assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
     killed("random-fast", "2", "half")                # random driving
-    killed("0/dynamics.checkpoint", "1", "after")     # M
-    killed("0/checkpoints/0002", "1", "after")        # a checkpoint is there, the generation's line is not yet
-    assert len(read_lines(run / "0" / "evolution.jsonl")) == 1
-    killed("round1-fast", "1", "after")               # driving for the first round
-    killed("1/vision.checkpoint", "1", "half")        # V again
-    killed("1/latents", "1", "before")                # V is done, its latents are not
-    killed("1/start", "1", "after")                   # before the first generation of the second search
-    killed("1/controller", "1", "before")             # found, not yet saved
-    vision = (run / "0" / "vision.safetensors").stat().st_mtime_ns
-    killed("0/held_out", "1", "after")                # between the two scores
+    killed("run/vision.checkpoint", "2", "half")      # V
+    killed("00/dynamics.checkpoint", "1", "after")    # M
+    killed("00/checkpoints/0002", "1", "after")       # a checkpoint is there, the generation's line is not yet
+    assert len(read_lines(run / "00" / "evolution.jsonl")) == 1
+    killed("naive/checkpoints/0003", "1", "before")   # the naive search, in the middle
+    killed("round01-fast", "1", "after")              # driving for the first round
+    killed("01/latents", "1", "before")               # driven, not yet encoded
+    killed("01/dynamics.checkpoint", "2", "before")   # M again
+    killed("01/checkpoints/0000", "1", "after")       # before the first generation of the second search
+    killed("01/controller", "1", "before")            # found, not yet saved
+    vision = (run / "vision.safetensors").stat().st_mtime_ns
+    killed("naive/held_out", "1", "after")            # between the two scores
     done = run_it("solutions.dream", run)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (run / "0" / "vision.safetensors").stat().st_mtime_ns == vision, "what was there has been made again"
-    for round in "01":
-        for name in [*MODELS, "checkpoints/0002.safetensors", "real.safetensors", "held_out.safetensors"]:
-            mine, theirs = (load_tensors(r / round / name)[0] for r in (run, whole))
-            assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine), (round, name)
+    assert (run / "vision.safetensors").stat().st_mtime_ns == vision, "what was there has been made again"
+    for round in ("00", "01"):
+        for name in [*MODELS, "real.safetensors"]: same(run / round / name, whole / round / name)
+    for name in ("naive/controller", "naive/checkpoints/0003", "naive/held_out", "01/held_out"): same(run / f"{name}.safetensors", whole / f"{name}.safetensors")
+
+
+def same(mine: Path, theirs: Path) -> None:
+    a, b = (load_tensors(path)[0] for path in (mine, theirs))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), mine
 
 
 def test_a_run_with_other_settings_is_refused_and_left_alone(whole):
@@ -102,7 +116,8 @@ def test_a_run_with_other_settings_is_refused_and_left_alone(whole):
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
 
-@pytest.mark.parametrize("flags, words", [(("--dream.temperature", "0"), "temperature must be above 0"), (("--iterate.episodes", "0"), "episodes must be"),
+@pytest.mark.parametrize("flags, words", [(("--dream.temperature", "0"), "temperature must be above 0"), (("--iterate.episodes", "0"), "episodes must be"), (("--iterate.episodes", "5"), "multiple of drivers = 2"),
+                                          (("--iterate.rounds", "31"), "rounds must be at most 30"),
                                           (("--dream.reward", "alive"), "must be head"), (("--iterate.swerf", "1"), "did you mean --iterate.swerve")])
 def test_settings_that_make_no_sense_are_refused_at_once(tmp_path, flags, words):
     done = run_it("solutions.dream", tmp_path / "run", flags=flags)

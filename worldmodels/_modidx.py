@@ -273,6 +273,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'worldmodels.dream.find_starts': ('dream.html#find_starts', 'worldmodels/dream.py'),
                                    'worldmodels.dream.foretold': ('dream.html#foretold', 'worldmodels/dream.py'),
                                    'worldmodels.dream.frames_of': ('dream.html#frames_of', 'worldmodels/dream.py'),
+                                   'worldmodels.dream.joined': ('dream.html#joined', 'worldmodels/dream.py'),
                                    'worldmodels.dream.leak': ('dream.html#leak', 'worldmodels/dream.py'),
                                    'worldmodels.dream.observe_dreams': ('dream.html#observe_dreams', 'worldmodels/dream.py'),
                                    'worldmodels.dream.open_dream': ('dream.html#open_dream', 'worldmodels/dream.py'),
