@@ -3,9 +3,10 @@
 python -m solutions.doom --settings quick --run runs/doom
 """
 import json, os, shlex, shutil, sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,7 +27,8 @@ from worldmodels.tools import show
 from worldmodels.tools.settings import claim_run_folder, load, split_settings, write_json
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings
-from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, registered, save_model
+from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
+from worldmodels.transformer import TransformerMDN, TransformerSettings, ViTWMSettings, train_vit_wm
 from worldmodels.vae import Latents, VAESettings, decode_frames, encode_frames, train_vae
 
 PAPER = {0.1: ((2086, 140), (193, 58)), 0.5: ((2060, 277), (196, 50)), 1.0: ((1145, 690), (868, 511)),  # τ: dream, game; mean, sd
@@ -45,7 +47,7 @@ class DoomSettings:
     """training seeds: each has a V, an M and controllers of its own"""
     temperatures: tuple[float, ...] = (0.1, 0.5, 1.0, 1.15, 1.3)
     """τ of the table's rows; the one of `dream` is run first"""
-    models: tuple[str, ...] = ("TransformerMDN", "ViTWM")
+    models: tuple[Literal["TransformerMDN", "ViTWM"], ...] = ("TransformerMDN", "ViTWM")
     """other kinds of M, each at the temperature of `dream` with the first seed"""
     cells: int = 0
     """cells of the table to run before this start ends; 0 runs all of them"""
@@ -57,7 +59,12 @@ class DoomSettings:
     vae: VAESettings = V_DOOM
     vae_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=300_000, batch=100, lr=1e-4))
     dynamics: MDNRNNSettings = M_DOOM
+    transformer: TransformerSettings = TransformerSettings(latent=64, action_dim=1, done=True)
     dynamics_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=24_000, batch=100, lr=1e-3, lr_end=0.8, clip=1.0))
+    vit_wm: ViTWMSettings = ViTWMSettings(latent=64, action_dim=1, reward=False)
+    vit_wm_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=100_000, batch=16, lr=3e-4))
+    clip: int = 32
+    """steps of an episode in one clip that a ViT-WM is trained on"""
     window: int = 500
     """steps of an episode that M sees in one piece"""
     ending: float = 0.0
@@ -80,10 +87,12 @@ class DoomSettings:
     def __post_init__(self):
         if not self.seeds or not self.temperatures: raise ValueError("seeds and temperatures need at least one value each")
         if min(self.temperatures) <= 0: raise ValueError(f"temperatures must be above 0, not {min(self.temperatures)}")
-        if self.vae.latent != self.dynamics.latent:
-            raise ValueError(f"vae.latent is {self.vae.latent} and dynamics.latent {self.dynamics.latent}: M reads what V writes, so they must be equal")
-        if self.dynamics.action_dim != 1: raise ValueError(f"dynamics.action_dim must be 1 (left to right), not {self.dynamics.action_dim}")
-        if not self.dynamics.done: raise ValueError("dynamics.done must be true: a dream in which nobody dies teaches nothing")
+        for name in ("dynamics", "transformer", "vit_wm"):
+            m = getattr(self, name)
+            if name != "vit_wm" and self.vae.latent != m.latent:
+                raise ValueError(f"vae.latent is {self.vae.latent} and {name}.latent {m.latent}: M reads what V writes, so they must be equal")
+            if m.action_dim != 1: raise ValueError(f"{name}.action_dim must be 1 (left to right), not {m.action_dim}")
+            if not m.done: raise ValueError(f"{name}.done must be true: a dream in which nobody dies teaches nothing")
         if not 0 <= self.ending <= 1: raise ValueError(f"ending is a share from 0 to 1, not {self.ending}")
         for name in ("shortest", "iterations", "driven", "swerve", "cells"):
             if getattr(self, name) < 0: raise ValueError(f"{name} must be 0 or above, not {getattr(self, name)}")
@@ -115,13 +124,6 @@ def usable(store: RolloutStore, s: DoomSettings) -> tuple[np.ndarray, np.ndarray
     return kept
 
 
-def new_dynamics(name: str, s: DoomSettings) -> Dynamics:
-    """An M of a class by name, for Doom. Raises ValueError for a class that is not there."""
-    if name == "MDNRNN": return MDNRNN(s.dynamics)
-    cls, settings = registered(name)
-    known = {f.name for f in fields(settings)}
-    return cls(settings(**{k: v for k, v in dict(latent=s.vae.latent, action_dim=1, done=True, restart=True).items() if k in known}))
-
 
 def learn(folder: Path, store: RolloutStore, s: DoomSettings, seed: int, clock: Clock, start: WorldModel | None = None) -> WorldModel:
     """V and M in `folder`, trained (from those of `start`, if given) unless they are there."""
@@ -141,12 +143,22 @@ def learn_dynamics(folder: Path, vision: Vision, store: RolloutStore, s: DoomSet
     if not path.exists():
         latents = encode(folder, vision, store)
         torch.manual_seed(seed)
-        model = new_dynamics(name, s)
+        model = MDNRNN(s.dynamics) if name == "MDNRNN" else TransformerMDN(s.transformer)
         if start is not None: model.load_state_dict(start.dynamics.state_dict())
         model = train_dynamics(model, latents, train, s.window, s.dynamics_fit, folder, seed, ending=s.ending, done_weight=s.dream.done_weight)
         write_json(folder / "m.json", examine(model, latents, held_out, s, folder))
         save_model(path, model)
     return WorldModel(vision, load_model(path, Dynamics))
+
+
+def learn_joint(folder: Path, store: RolloutStore, s: DoomSettings, seed: int) -> WorldModel:
+    """The ViT-WM of `folder`, V and M in one, trained and calibrated unless it is there."""
+    if not (folder / "dynamics.safetensors").exists():
+        train, held_out = usable(store, s)
+        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, seed, train)
+        write_json(folder / "m.json", examine(model, encode(folder, model, store), held_out, s, folder))
+        WorldModel(model, model).save(folder)
+    return WorldModel.load(folder)
 
 
 def examine(model: Dynamics, latents: Latents, held_out: np.ndarray, s: DoomSettings, folder: Path) -> dict:
@@ -406,11 +418,13 @@ def main() -> None:
 
 
 def other_world(run: Path, name: str, store: RolloutStore, s: DoomSettings, seed: int, clock: Clock, world: WorldModel) -> WorldModel:
-    """The world of another class of M on the same V and latents, in a folder of its own."""
+    """The world of another class of M in a folder of its own: a TransformerMDN has the same V and latents, a ViT-WM is its own V."""
     folder, latents = folder_of(run, s, seed, name), folder_of(run, s, seed) / "latents.safetensors"
     folder.mkdir(exist_ok=True)
-    if not (folder / latents.name).exists(): os.link(latents, folder / latents.name)
-    found = learn_dynamics(folder, world.vision, store, s, seed, name)
+    if name == "ViTWM": found = learn_joint(folder, store, s, seed)
+    else:
+        if not (folder / latents.name).exists(): os.link(latents, folder / latents.name)
+        found = learn_dynamics(folder, world.vision, store, s, seed, name)
     clock(f"{folder.name}: M")
     return found
 
