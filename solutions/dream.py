@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from solutions.evaluate import revision
 from solutions.rollouts import drive_randomly
-from solutions.settings import TrainSettings, command
+from solutions.settings import Sections, TrainSettings, command
 from solutions.train import Clock
 from solutions.vae import learn_vision
 from worldmodels.controller import (RealFitness, WorldModelPolicy, controllers_for, evolve, film, load_controller, save_controller, score,
@@ -92,7 +92,7 @@ class DreamRunSettings(TrainSettings):
 
 def open_run() -> tuple[Path, DreamRunSettings]:
     """Settings from the command line, and the run folder they belong to; nothing is written where they are refused."""
-    s = load(DreamRunSettings, description=__doc__, command="dream")
+    s = load(DreamRunSettings, description=__doc__, part_of=Sections, command="dream")
     folder, c, i = Path(s.run), s.collect, s.iterate
     frames = (c.episodes + c.official) * (c.max_steps + 1) + i.rounds * (i.episodes + i.official) * (i.max_steps + 1)
     if not (folder / "store").exists(): require_space(folder, estimate_bytes(frames, c.size))

@@ -44,9 +44,10 @@ def test_strip_shows_every_nth_frame_of_each_row(clip):
 
 
 def test_a_figure_describes_itself_and_leaves_nothing_open(clip):
+    before = plt.get_fignums()
     data, metadata = show.strip({"real": clip, "dream": clip})._repr_mimebundle_()
     assert "real, dream" in data["text/plain"] and metadata["image/png"]["alt"] in data["text/plain"]
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before
 
 
 @pytest.mark.parametrize("images", [

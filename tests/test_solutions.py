@@ -34,11 +34,11 @@ def test_a_key_that_no_command_has_is_refused_by_all(tmp_path):
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_section_is_taken_by_the_dream_with_its_own(section):
-    assert load(DreamRunSettings, ["--settings", section], command="dream")
+    assert load(DreamRunSettings, ["--settings", section], part_of=Sections, command="dream")
 
 
 def test_a_commands_own_section_wins():
-    assert load(DreamRunSettings, ["--settings", "ci"], command="dream").dream.max_steps == int(INI["ci:dream"]["dream.max_steps"])
+    assert load(DreamRunSettings, ["--settings", "ci"], part_of=Sections, command="dream").dream.max_steps == int(INI["ci:dream"]["dream.max_steps"])
 
 
 def run(*args) -> subprocess.CompletedProcess:
