@@ -47,7 +47,8 @@ test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --maxfail 1 \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 300 nbs
 	@echo "== 4/4 tests"
-	@$(BIN)/python -m pytest -q --durations 10 --maxfail 1
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations 10 --maxfail 1 -m "not timing"
+	@$(BIN)/python -m pytest -q -m timing
 	@echo "All checks passed."
 
 clean:

@@ -192,6 +192,7 @@ def test_a_state_made_in_inference_mode_is_stepped_outside_and_the_other_way_rou
     with torch.inference_mode(): model.step(z[:, 2], a[:, 2], after.reset([0]))
 
 
+@pytest.mark.timing
 def test_a_step_costs_the_same_at_10_and_at_1000():
     model, z, a = TransformerMDN().eval(), torch.randn(64, 32), torch.randn(64, 3)
 
@@ -212,6 +213,7 @@ def test_a_step_costs_the_same_at_10_and_at_1000():
     assert min(ratio() for _ in range(3)) < 1.1
 
 
+@pytest.mark.timing
 def test_a_step_is_far_cheaper_than_computing_the_context_anew():
     model, z, a = TransformerMDN().eval(), torch.randn(256, 64, 32), torch.randn(256, 64, 3)
 
@@ -229,7 +231,7 @@ def test_a_step_is_far_cheaper_than_computing_the_context_anew():
         def ten():
             nonlocal state
             for t in range(10): state = model.step(z[:, t], a[:, t], state)[1]
-        assert best(lambda: model(z, a)) > 5 * best(ten) / 10
+        assert best(lambda: model(z, a)) > 10 * best(ten) / 10
 
 
 def test_the_maps_are_the_weights():

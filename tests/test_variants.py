@@ -78,10 +78,10 @@ def test_each_system_runs_from_driving_to_report_and_learns(tmp_path, name, flag
     torch.manual_seed(0)
     frames = torch.from_numpy(RolloutStore(run / "store").episode(0).frames[::2])
     with torch.inference_mode(): before, after = (float(vae_loss(v, frames, s.vae)[0]) for v in (VAE(s.vae), world.vision))
-    assert after < 0.8 * before, f"V learns nothing: {before:.1f}, {after:.1f}"
+    assert after < 0.95 * before, f"V learns nothing: {before:.1f}, {after:.1f}"
     latents = Latents.load(run / "latents.safetensors")
     before, after = (float(held_out_nll(m, latents, range(len(latents))).mean()) for m in (MDNRNN(s.dynamics).eval(), world.dynamics))
-    assert after < before - 0.05, f"M learns nothing: {before:.2f}, {after:.2f}"
+    assert after < before - 0.02, f"M learns nothing: {before:.2f}, {after:.2f}"
     kind, params = load_controller(run / "controller.safetensors")
     assert (count(world.vision), count(world.dynamics), len(params)) == SIZES[name]
     assert kind == s.controller
