@@ -17,6 +17,7 @@ from solutions.measures import Stretches, dream_rate, explained, interval, selec
 from solutions.mdn_rnn import encode
 from solutions.settings import M_FIELDS, CompareSettings, command
 from worldmodels.controller import ControllerSettings, RealFitness, evolve, save_controller, score, summary
+from worldmodels.dream import smooth
 from worldmodels.mdn_rnn import dynamics_loss, held_out_nll, linear_nll, noise_nll, repeat_nll, train_dynamics, windows
 from worldmodels.rollouts import HELD_OUT, choose_backend
 from worldmodels.tools.settings import claim_run_folder, load, write_json
@@ -43,6 +44,12 @@ class Ground:
     names: np.ndarray  # the store's numbers of the held-out episodes
     held: Latents      # those alone
 
+    @property
+    def rewards(self) -> np.ndarray:
+        """The smoothed rewards of all steps, in the order of the store's."""
+        steps = torch.cat([torch.arange(f, f + n) for f, n in zip(self.latents.first.tolist(), self.latents.lengths.tolist())])
+        return self.latents.rewards[steps].numpy()
+
 
 def open_source(source: Path) -> tuple[Vision, RolloutStore]:
     """V and the episodes of a run; a FileNotFoundError says how to make one."""
@@ -60,7 +67,7 @@ def ground(folder: Path, source: Path, vision: Vision, store: RolloutStore, s: C
     if not known.exists(): write_json(known, facts)
     if (old := json.loads(known.read_text())) != facts:
         raise ValueError(f"{source} is not what {folder} began with ({old} then, {facts} now): take another --run, or --fresh")
-    latents = encode(source if (source / "latents.safetensors").exists() else folder, vision, store)
+    latents = smooth(encode(source if (source / "latents.safetensors").exists() else folder, vision, store))
     if len(latents) != len(store): raise ValueError(f"{source} has {len(store)} episodes and latents of {len(latents)}: is the run still going on?")
     train, names = store.split()
     names = names[:s.episodes]
@@ -137,13 +144,13 @@ def frozen_row(folder: Path, s: CompareSettings, g: Ground, row: str, seed: int)
 
 def joint_world(folder: Path, s: CompareSettings, g: Ground) -> WorldModel:
     """The joint ViT-WM, trained unless it is there."""
-    here, batches = folder / "joint-0", lambda seed, step: clips(g.store, s.clip, s.joint_fit.batch, seed, step, g.train)
+    here, batches = folder / "joint-0", lambda seed, step: clips(g.store, s.clip, s.joint_fit.batch, seed, step, g.train, g.rewards)
     here.mkdir(exist_ok=True)
     paced = once(folder / "rows" / "joint.pace.json", lambda: pace(ClipLoss(ViTWM(s.joint)), batches, lambda joint, batch: joint(batch),
                                                                    s.joint_fit, s.joint_seconds))
     if not (here / "dynamics.safetensors").exists():
         resumed, began = any(here.glob("*.checkpoint.safetensors")), time.time()
-        model = train_vit_wm(g.store, s.joint, replace(s.joint_fit, steps=paced["steps"]), s.clip, here, 0, g.train)
+        model = train_vit_wm(g.store, s.joint, replace(s.joint_fit, steps=paced["steps"]), s.clip, here, 0, g.train, rewards=g.rewards)
         WorldModel(model, model).save(here, seconds=None if resumed else round(time.time() - began, 1))
     return WorldModel.load(here)
 
@@ -152,7 +159,7 @@ def joint_row(folder: Path, s: CompareSettings, g: Ground) -> dict:
     """The joint ViT-WM. Its NLL and its error of z are in units of its own latent space: comparable with nobody's."""
     world, here = joint_world(folder, s, g), folder / "joint-0"
     paced = json.loads((folder / "rows" / "joint.pace.json").read_text())
-    held, each = encode_store(world.vision, g.store, g.names), paced["seconds_an_update"]
+    held, each = smooth(encode_store(world.vision, g.store, g.names)), paced["seconds_an_update"]
     places = Stretches(g.store, held, g.names, s.context, s.horizon)
     return {"row": "joint", "seed": 0, "updates": paced["steps"], "seconds": took(here / "vision.safetensors"),
             "parameters": sum(p.numel() for p in world.vision.parameters()), "training_steps_per_s": round(s.joint_fit.batch * s.clip / each),
@@ -262,7 +269,8 @@ def table(report: dict) -> str:
     return f"""`{report['command']}` at revision {report['revision']}, torch {report['versions']['torch']}, on {report['cores']} cores.
 
 All but the last row share one frozen V, the same {report['train_episodes']} training and {report['episodes']} held-out episodes and {report['seconds']:g} s
-of training, with {report['seeds']} seeds. In brackets: 95 % intervals, over seeds and episodes. The joint ViT-WM predicts a z of its own.
+of training, with {report['seeds']} seeds. In brackets: 95 % intervals, over seeds and episodes. The joint ViT-WM predicts a z of its own. A reward
+is shared by the half second around it before M learns it.
 
 {rows(knows)}
 

@@ -128,7 +128,7 @@ class CompareSettings:
     """trainings of each M on the frozen V, for the likelihoods' intervals"""
     window: int = 64
     """steps of an episode that M sees in one piece"""
-    fit: FitSettings = field(default_factory=lambda: FitSettings(batch=128, lr=1e-3, lr_end=0.05, clip=1.0))
+    fit: FitSettings = field(default_factory=lambda: FitSettings(batch=32, lr=4e-3, lr_end=0.05, clip=1.0))
     """how the Ms on the frozen V are trained; `steps` is replaced by as many as fit into `seconds`"""
     clip: int = 16
     """steps of an episode in one clip that the joint ViT-WM is trained on"""
@@ -136,7 +136,7 @@ class CompareSettings:
     """how the joint ViT-WM is trained; `steps` is replaced by as many as fit into `joint_seconds`"""
     dynamics: MDNRNNSettings = field(default_factory=lambda: MDNRNNSettings(reward=True, done=True))
     transformer: TransformerSettings = field(default_factory=lambda: TransformerSettings(width=120, reward=True, done=True))
-    trade: TraDESettings = field(default_factory=lambda: TraDESettings(width=120, reward=True, done=True))
+    trade: TraDESettings = field(default_factory=lambda: TraDESettings(width=120, density_heads=2, density_share=0.125, reward=True, done=True))
     vit_wm: ViTWMSettings = field(default_factory=lambda: ViTWMSettings(width=88))
     """the ViT-WM of which only the dynamics mode is trained and used, on the frozen V"""
     joint: ViTWMSettings = field(default_factory=ViTWMSettings)

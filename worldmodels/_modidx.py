@@ -851,6 +851,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'worldmodels.transformer.attention_maps': ( 'transformer.html#attention_maps',
                                                                                      'worldmodels/transformer.py'),
                                          'worldmodels.transformer.clips': ('transformer.html#clips', 'worldmodels/transformer.py'),
+                                         'worldmodels.transformer.fused_attention': ( 'transformer.html#fused_attention',
+                                                                                      'worldmodels/transformer.py'),
                                          'worldmodels.transformer.patches': ('transformer.html#patches', 'worldmodels/transformer.py'),
                                          'worldmodels.transformer.read_clip': ('transformer.html#read_clip', 'worldmodels/transformer.py'),
                                          'worldmodels.transformer.ring_mask': ('transformer.html#ring_mask', 'worldmodels/transformer.py'),
