@@ -16,6 +16,7 @@ from solutions.evaluate import revision
 from solutions.measures import Stretches, dream_rate, explained, interval, select, teacher_forced, used_parameters
 from solutions.mdn_rnn import encode
 from solutions.settings import M_FIELDS, CompareSettings, command
+from solutions.transformer import smoothed_rewards
 from worldmodels.controller import ControllerSettings, RealFitness, evolve, save_controller, score, summary
 from worldmodels.dream import smooth
 from worldmodels.mdn_rnn import dynamics_loss, held_out_nll, linear_nll, noise_nll, repeat_nll, train_dynamics, windows
@@ -43,12 +44,6 @@ class Ground:
     train: np.ndarray
     names: np.ndarray  # the store's numbers of the held-out episodes
     held: Latents      # those alone
-
-    @property
-    def rewards(self) -> np.ndarray:
-        """The smoothed rewards of all steps, in the order of the store's."""
-        steps = torch.cat([torch.arange(f, f + n) for f, n in zip(self.latents.first.tolist(), self.latents.lengths.tolist())])
-        return self.latents.rewards[steps].numpy()
 
 
 def open_source(source: Path) -> tuple[Vision, RolloutStore]:
@@ -144,13 +139,14 @@ def frozen_row(folder: Path, s: CompareSettings, g: Ground, row: str, seed: int)
 
 def joint_world(folder: Path, s: CompareSettings, g: Ground) -> WorldModel:
     """The joint ViT-WM, trained unless it is there."""
-    here, batches = folder / "joint-0", lambda seed, step: clips(g.store, s.clip, s.joint_fit.batch, seed, step, g.train, g.rewards)
+    rewards = smoothed_rewards(g.store)
+    here, batches = folder / "joint-0", lambda seed, step: clips(g.store, s.clip, s.joint_fit.batch, seed, step, g.train, rewards)
     here.mkdir(exist_ok=True)
     paced = once(folder / "rows" / "joint.pace.json", lambda: pace(ClipLoss(ViTWM(s.joint)), batches, lambda joint, batch: joint(batch),
                                                                    s.joint_fit, s.joint_seconds))
     if not (here / "dynamics.safetensors").exists():
         resumed, began = any(here.glob("*.checkpoint.safetensors")), time.time()
-        model = train_vit_wm(g.store, s.joint, replace(s.joint_fit, steps=paced["steps"]), s.clip, here, 0, g.train, rewards=g.rewards)
+        model = train_vit_wm(g.store, s.joint, replace(s.joint_fit, steps=paced["steps"]), s.clip, here, 0, g.train, rewards=rewards)
         WorldModel(model, model).save(here, seconds=None if resumed else round(time.time() - began, 1))
     return WorldModel.load(here)
 

@@ -139,7 +139,7 @@ class CompareSettings:
     trade: TraDESettings = field(default_factory=lambda: TraDESettings(width=120, density_heads=2, density_share=0.125, reward=True, done=True))
     vit_wm: ViTWMSettings = field(default_factory=lambda: ViTWMSettings(width=88))
     """the ViT-WM of which only the dynamics mode is trained and used, on the frozen V"""
-    joint: ViTWMSettings = field(default_factory=ViTWMSettings)
+    joint: ViTWMSettings = field(default_factory=lambda: ViTWMSettings(context=16))
     """the ViT-WM that is V and M"""
     episodes: int = 32
     """held-out episodes that every M is scored on, at most"""

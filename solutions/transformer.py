@@ -6,11 +6,13 @@ python -m solutions.transformer --settings gpu,vit-wm --run runs/vit
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from solutions.mdn_rnn import learn_dynamics
 from solutions.settings import TrainSettings, command, open_run, open_store
+from worldmodels.dream import spread_rewards
 from worldmodels.mdn_rnn import held_out_nll
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Vision, WorldModel, load_model
@@ -18,11 +20,17 @@ from worldmodels.transformer import DensityHead, TransformerDynamics, ViTWM, tra
 from worldmodels.vae import Latents
 
 
+def smoothed_rewards(store: RolloutStore) -> np.ndarray:
+    """The rewards of all steps of a store, each shared by the half second around it and at least -10, as `smooth` does it."""
+    episodes = torch.from_numpy(store.steps()["rewards"]).split(store.lengths.tolist())
+    return torch.cat([spread_rewards(rewards.clamp(min=-10.0), 12) for rewards in episodes]).numpy()
+
+
 def learn_vit_wm(folder: Path, store: RolloutStore, s: TrainSettings, start: ViTWM | None = None) -> WorldModel:
     """The ViT-WM of `folder`, V and M in one, trained (from `start`, if given) unless it is there already."""
     if not (folder / "dynamics.safetensors").exists():
         train, _ = store.split()
-        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, s.seed, train, start)
+        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, s.seed, train, start, smoothed_rewards(store))
         WorldModel(model, model).save(folder)
     return WorldModel.load(folder)
 

@@ -342,8 +342,8 @@ def test_dynamics_loss(loss: Callable) -> None:
     close("what is minimised is the sum of the parts", value, sum(parts.values()))
 
 # %% ../nbs/02_mdn_rnn.ipynb #b7e675a7
-def dynamics_loss(model: Dynamics, batch: dict, done_weight: float = 10.0) -> tuple[torch.Tensor, dict]:
-    """NLL a dimension, plus squared error of reward and weighted cross-entropy of done if M has the heads; parts."""
+def dynamics_loss(model: Dynamics, batch: dict, done_weight: float = 10.0, nll_weight: float = 1.0) -> tuple[torch.Tensor, dict]:
+    """`nll_weight` · NLL a dimension, plus squared error of reward and weighted cross-entropy of done if M has the heads; parts."""
     z, mask = batch["z"], batch["mask"].float()
     prediction = model(z[:, :-1], batch["a"], batch["restart"])
     average = lambda x: (x * mask).sum() / mask.sum()
@@ -353,7 +353,7 @@ def dynamics_loss(model: Dynamics, batch: dict, done_weight: float = 10.0) -> tu
         weight = torch.tensor(done_weight, device=z.device)
         numbers["done"] = average(F.binary_cross_entropy_with_logits(prediction.done, batch["terminated"].float(),
                                                                      pos_weight=weight, reduction="none"))
-    return sum(numbers.values()), {k: v.detach() for k, v in numbers.items()}
+    return sum(numbers.values()) + (nll_weight - 1) * numbers["nll"], {k: v.detach() for k, v in numbers.items()}
 
 # %% ../nbs/02_mdn_rnn.ipynb #8fa3df70
 def require_actions(width: int, model: Dynamics) -> None:

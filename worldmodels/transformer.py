@@ -10,7 +10,7 @@ __all__ = ['test_attention', 'test_window_mask', 'window_mask', 'test_rotate', '
            'ClipLoss', 'clips', 'read_clip', 'train_vit_wm']
 
 # %% ../nbs/03_transformer.ipynb #84c3e7d8
-import math
+import math, warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -539,9 +539,9 @@ class ClipLoss(nn.Module):
         z, kl = reparameterize(mu, logvar), kl_divergence(mu, logvar)
         reconstruction = average(reconstruction_error(model.decoder(z), to_planes(frames)))
         pressed = average(kl.clamp(min=model.settings.kl_floor * model.latent))
-        foreseen, parts = dynamics_loss(self.dynamics(), batch | {"z": z.view(*real.shape, -1)})
+        foreseen, parts = dynamics_loss(self.dynamics(), batch | {"z": z.view(*real.shape, -1)}, nll_weight=model.latent)
         seen = {"reconstruction": reconstruction.detach(), "kl": average(kl).detach()}
-        return reconstruction + pressed + model.latent * foreseen, seen | parts
+        return reconstruction + pressed + foreseen, seen | parts
 
 # %% ../nbs/03_transformer.ipynb #0513400d
 def clips(store: RolloutStore, length: int, batch: int, seed: int = 0, step: int = 0,
@@ -549,7 +549,6 @@ def clips(store: RolloutStore, length: int, batch: int, seed: int = 0, step: int
     """Random clips of `length` steps from `episodes` (default all); batch k is a function of (seed, k), from k = `step` on.
 
     `rewards` (steps of the store) are taken in place of the store's own, if given.
-
     Yields frames (batch, length + 1, size, size, 3) uint8, and a, reward, terminated, restart, mask (batch, length, …) as
     chapter 02's `windows`. Raises ValueError without an episode.
     """
@@ -559,7 +558,9 @@ def clips(store: RolloutStore, length: int, batch: int, seed: int = 0, step: int
         raise ValueError("clips need at least 1 episode of 2 frames, 1 step and 1 row, "
                          f"got {len(episodes)} episodes, length {length}, batch {batch}")
     steps, first, lengths = store.steps(), store.lengths.cumsum() - store.lengths, store.frame_counts - 1
-    if rewards is not None: steps = steps | {"rewards": rewards}
+    if rewards is not None:
+        if len(rewards) != len(steps["rewards"]): raise ValueError(f"{len(rewards)} rewards for a store of {len(steps['rewards'])} steps")
+        steps = steps | {"rewards": rewards}
     ends = np.maximum(lengths[episodes] - length + 1, 1).cumsum()  # clips that fit in each; a short episode gives one
     for k in count(step):
         pick = np.random.default_rng(step_seed(seed, k)).integers(ends[-1], size=batch)
@@ -583,15 +584,15 @@ def train_vit_wm(store: RolloutStore, settings: ViTWMSettings, training: FitSett
                  rewards: np.ndarray | None = None) -> ViTWM:
     """Train V and M at once, on clips of `length` steps, from the weights of `start` if given; resumes in `folder`.
 
-    `rewards` as in `clips`.
-
-    Raises ValueError where the store, or the length, does not fit the settings.
+    `rewards` as in `clips`. Warns where the settings' context is longer than a clip: at the wheel it would meet distances that
+    it never saw. Raises ValueError where the store, or the length, does not fit the settings.
     """
     if (store.size, store.action_dim) != (settings.size, settings.action_dim):
         raise ValueError(f"{store.path} holds frames of {store.size} pixels and {store.action_dim} numbers an action, "
                          f"this ViTWM is made for {settings.size} and {settings.action_dim}")
     if not 1 <= length <= settings.longest:
         raise ValueError(f"clips of {length} steps do not fit this ViTWM, which takes 1 to {settings.longest} (its setting `longest`)")
+    if settings.context > length: warnings.warn(f"context {settings.context} is longer than the clips of {length} steps it is trained on", stacklevel=2)
     torch.manual_seed(seed)
     model = ViTWM(settings)
     if start is not None: model.load_state_dict(start.state_dict())
