@@ -78,7 +78,7 @@ def test_the_table_says_what_is_not_comparable_and_how_to_make_it(finished):
     run, to, printed = finished
     text = (run / "table.md").read_text()
     assert text in printed and "solutions.compare" in text and text.count("not comparable") == 6
-    assert "bits a dimension" in text and "The car: " in text and "no such head" not in text
+    assert "bits a dimension" in text and text.count(" drove ") == 4 and "no such head" not in text
     for name in ("report.json", "table.md", "compare.png"): assert (to / name).read_bytes() == (run / name).read_bytes()
     assert (to / "TransformerMDN.safetensors").stat().st_size < 1.2e6
 
@@ -143,10 +143,14 @@ def test_intervals_cover_and_pair_the_episodes():
     assert "no difference" in verdict(interval(x, x), "better", "worse")
     means = np.array([[0.0] * 30, [1.0] * 30, [2.0] * 30])  # seeds that differ widen the interval too
     assert interval(means)["high"] - interval(means)["low"] > 1
+    few = np.array([np.ptp(list(interval(rng.normal(size=(3, 1)).repeat(30, 1), draws=500).values())[1:]) for _ in range(200)])
+    assert 1.5 < few.mean() < 2.4, "the mean of 3 numbers of sd 1 has an interval of some 2 · 1.96 / √3 = 2.3"
 
 
 def test_explained_variance():
     assert explained([[0.0, 0.0]], [[2.0, 3.0]])["mean"] == 1 and explained([[2.0, 3.0]], [[2.0, 3.0]])["mean"] == 0
+    alike, apart = explained([[1.0] * 9, [1.0] * 9], [[2.0] * 9] * 2), explained([[0.5] * 9, [1.5] * 9], [[2.0] * 9] * 2)
+    assert alike["mean"] == apart["mean"] == 0.5 and alike["low"] == alike["high"] and apart["high"] - apart["low"] > 0.3, "seeds that differ widen it"
 
 
 def test_selected_episodes_are_those():
@@ -159,8 +163,11 @@ def test_selected_episodes_are_those():
 def test_claims_are_what_the_intervals_carry():
     d = lambda low, high: {"mean": (low + high) / 2, "low": low, "high": high}
     def line(name, nll, pixels, car): return {"name": name, "nll_minus_lstm": nll, "latent_minus_lstm": {100: nll}, "pixels_minus_lstm": {100: pixels}, "car": car}
-    lines = {"dynamics": line("LSTM", d(0, 0), d(0, 0), d(500, 600)), "trade": line("TraDE", d(-0.02, -0.01), d(-1, 1), d(550, 650)),
-             "joint": line("joint", None, d(1, 2), d(100, 200)) | {"latent_minus_lstm": {100: None}}}
+    tracks = np.random.default_rng(0).normal(0, 100, 32)
+    drove = lambda shift: {"returns": (800 + shift + tracks).tolist()}  # paired, the spread of the tracks is no excuse
+    lines = {"dynamics": line("LSTM", d(0, 0), d(0, 0), drove(0)), "trade": line("TraDE", d(-0.02, -0.01), d(-1, 1), drove(20)),
+             "joint": line("joint", None, d(1, 2), drove(-20)) | {"latent_minus_lstm": {100: None}}}
     said = " ".join(claims(lines, [100]))
     assert "TraDE: NLL -0.0150" in said and "better" in said and "joint: NLL" not in said and "no difference" in said and "larger" in said
-    assert "LSTM above joint" in said and "TraDE above LSTM" not in said
+    assert "TraDE: its one C, from one search, drove +20 (+20 to +20) against the LSTM's on the same tracks: better" in said
+    assert "joint: its one C, from one search, drove -20 (-20 to -20) against the LSTM's on the same tracks: worse" in said

@@ -437,8 +437,8 @@ def test_the_joint_loss_is_what_it_says():
         torch.manual_seed(0)
         value, parts = loss(batch)
         assert set(parts) == {"reconstruction", "kl", "nll", "reward", "done"} and all(x.isfinite() for x in parts.values())
-        m, kl = parts["nll"] + parts["reward"] + parts["done"], max(parts["kl"].item(), floor * 5)
-        assert value.item() == pytest.approx((parts["reconstruction"] + kl + 5 * m).item(), rel=1e-4)
+        m, kl = 5 * parts["nll"] + parts["reward"] + parts["done"], max(parts["kl"].item(), floor * 5)
+        assert value.item() == pytest.approx((parts["reconstruction"] + kl + m).item(), rel=1e-4)
     short = batch | {"mask": torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()}
     torch.manual_seed(0)
     before = loss(short)[0]

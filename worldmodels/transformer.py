@@ -102,7 +102,7 @@ def rotate(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
 
 # %% ../nbs/03_transformer.ipynb #ddab8ca5
 def fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
-    """Torch's attention; on a CPU in float32, where its kernel is some times faster than in bfloat16."""
+    """Torch's attention; on a CPU in float32, where its kernel was measured to be faster than the one for bfloat16."""
     if q.device.type != "cpu": return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
     with torch.autocast("cpu", enabled=False): return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal)
 
@@ -164,7 +164,7 @@ def ring_mask(at: int, age: torch.Tensor, context: int) -> torch.Tensor:
 class RingState(State):
     """Keys and values (n, depth, heads, context, d) of n worlds, of which the last `age` (n,) count; features h (n, width).
 
-    `at` tokens have been written. A step writes in place, so a state can be stepped once; `take` gives a copy.
+    `at` tokens have been written. A step writes in place, so a state can be stepped once; `take` gives a copy, but for a slice of all.
     """
 
     def __init__(self, keys, values, age, h, at: int = 0, clock: list[int] | None = None):
@@ -175,7 +175,7 @@ class RingState(State):
         """A ValueError where the ring has gone on without this state."""
         if self.clock[0] != self.at:
             raise ValueError(f"this state has seen {self.at} steps, and its ring has gone on to {self.clock[0]}: a step "
-                             "writes in place; to go on twice from one state, take() a copy of it first")
+                             "writes in place; to go on twice from one state, take(range(n)) a copy of it first")
 
     def take(self, rows) -> "RingState":
         self.check()
@@ -204,7 +204,6 @@ class Backbone(Blocks):
     def step(self, x: torch.Tensor, state: RingState) -> RingState:
         """One token x (n, width) of each world; the state after it has the output as `h`."""
         state.check()
-        state.clock[0] += 1
         at, slot = torch.tensor([state.at], device=x.device), state.at % self.context
         age = (state.age + 1).clamp(max=self.context)
         mask = ring_mask(state.at, age, self.context)[:, None, None]  # (n, heads 1, queries 1, slots)
@@ -214,6 +213,7 @@ class Backbone(Blocks):
             return F.scaled_dot_product_attention(rotate(q, at).to(state.keys), state.keys[:, layer], state.values[:, layer], mask)
 
         h = self.run(x[:, None], attend)[:, 0].float()
+        state.clock[0] += 1
         return RingState(state.keys, state.values, age, h, state.at + 1, state.clock)
 
 # %% ../nbs/03_transformer.ipynb #1893537d
@@ -284,6 +284,7 @@ class TransformerDynamics(Dynamics):
         s = self.settings
         if (got := state.keys.shape[1:]) != (ring := (s.depth, s.heads, s.context, s.width // s.heads)):
             raise ValueError(f"this state's ring is {tuple(got)}, that of this {type(self).__name__} {ring}: (depth, heads, context, d)")
+        if len(z) != len(state): raise ValueError(f"z is of {len(z)} worlds, the state of {len(state)}")
         if restart is not None: state = state.reset(restart.bool())
         state = self.backbone.step(self.tokens(z, a), state)
         return self.predict(state.h), state
@@ -412,7 +413,7 @@ class TraDESettings(TransformerSettings):
     density_heads: int = 4
     """its attention heads"""
     density_share: float = 1.0
-    """share of a batch's steps, chosen at random, on which an update trains it: it costs far more than the backbone"""
+    """share of a batch's steps, chosen at random, on which an update takes the NLL: the density costs more than the backbone"""
 
     def __post_init__(self):
         super().__post_init__()
