@@ -52,13 +52,15 @@ def learn_from_latents(folder: Path, s: TrainSettings) -> Dynamics:
     return load_model(path, Dynamics)
 
 
-def main() -> None:
-    folder, s = open_run(__doc__, stage=True, joint=False)
-    if s.latents: learn_from_latents(folder, s)
-    else:
-        store = open_store(folder, s)
-        vision = learn_vision(folder, store, s) if s.vision else load_model(folder / "vision.safetensors", Vision)
-        learn_dynamics(folder, vision, store, s)
+def learn_alone(folder: Path, s: TrainSettings) -> None:
+    """The M of `folder`, on the run's own V and episodes or on those that the settings name."""
+    if s.latents: return learn_from_latents(folder, s)
+    store = open_store(folder, s)
+    vision = learn_vision(folder, store, s) if s.vision else load_model(folder / "vision.safetensors", Vision)
+    learn_dynamics(folder, vision, store, s)
+
+
+def main() -> None: learn_alone(*open_run(__doc__, stage=True, joint=False))
 
 
 if __name__ == "__main__": command(main)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from solutions.mdn_rnn import learn_dynamics
+from solutions.mdn_rnn import learn_alone
 from solutions.settings import TrainSettings, command, open_run, open_store
 from worldmodels.dream import spread_rewards
 from worldmodels.mdn_rnn import held_out_nll
 from worldmodels.tools.store import RolloutStore
-from worldmodels.tools.world import Vision, WorldModel, load_model
+from worldmodels.tools.world import WorldModel
 from worldmodels.transformer import DensityHead, TransformerDynamics, ViTWM, train_vit_wm
 from worldmodels.vae import Latents
 
@@ -70,9 +70,9 @@ class PermutedConditionals:
 
 def main() -> None:
     folder, s = open_run(__doc__, stage=True)
-    store = open_store(folder, s)
-    if s.model == "ViTWM": learn_vit_wm(folder, store, s)
-    else: learn_dynamics(folder, load_model(folder / "vision.safetensors", Vision), store, s)
+    if s.model != "ViTWM": return learn_alone(folder, s)
+    if s.vision or s.latents: raise ValueError("a ViTWM is V and M in one and learns from frames: it takes neither --vision nor --latents")
+    learn_vit_wm(folder, open_store(folder, s), s)
 
 
 if __name__ == "__main__": command(main)

@@ -257,6 +257,9 @@ def test_what_does_not_fit_is_told_with_both_sides(kind):
     with pytest.raises(ValueError, match=r"at most 10 steps.*got \(3, 20, 5\)"): make(kind, longest=10)(z, a)
     with pytest.raises(ValueError, match=r"ring is \(2, 2, 6, 8\), that of this \w+ \(2, 2, 9, 8\)"):
         make(kind, context=9).step(z[:, 0], a[:, 0], model.initial(3))
+    state = model.initial(3)
+    with pytest.raises(ValueError, match="z is of 1 worlds, the state of 3"): model.step(z[:1, 0], a[:1, 0], state)
+    model.step(z[:, 0], a[:, 0], state)  # a refused step has not used the state up
     with pytest.raises(ValueError, match="temperature must be above 0, not 0.0"):
         model.step(z[:, 0], a[:, 0], model.initial(3))[0].sample(0.0)
 
@@ -266,6 +269,7 @@ def test_what_does_not_fit_is_told_with_both_sides(kind):
     (TransformerSettings, dict(context=0), "context must be at least 1, not 0"),
     (TraDESettings, dict(density_width=12), "density_width must be a multiple of 2 · density_heads = 8"),
     (TraDESettings, dict(shared=True), "shared is for a mixture"),
+    (TraDESettings, dict(density_share=0.0), "density_share must be above 0 and at most 1, not 0.0"),
     (ViTWMSettings, dict(patch=10), "must divide the frame's 64 pixels"), (ViTWMSettings, dict(size=80), "64 or 96, not 80"),
     (ViTWMSettings, dict(kl_floor=-1.0), "kl_floor must be 0 or above")])
 def test_settings_are_checked(cls, change, message):
@@ -292,6 +296,18 @@ def test_one_model_that_is_both_is_saved_once_and_shared(tmp_path):
 
 
 # TraDE
+
+def test_a_share_of_the_steps_gives_the_same_nll_on_average():
+    torch.manual_seed(0)
+    head, whole = DensityHead(4, 3, width=8, heads=2, share=0.25), DensityHead(4, 3, width=8, heads=2)
+    whole.load_state_dict(head.state_dict())
+    features, z = torch.randn(2, 10, 4), torch.randn(2, 10, 3)
+    with torch.no_grad():
+        full, drawn = whole(features).nll(z), torch.stack([head(features).nll(z) for _ in range(2000)])
+        assert ((drawn != 0).sum((1, 2)) == 5).all() and drawn.shape == (2000, 2, 10)
+        assert torch.allclose(drawn.mean(0), full, atol=0.5) and drawn.mean() == pytest.approx(full.mean().item(), abs=0.05)
+        assert torch.allclose(head.eval()(features).nll(z), full)
+
 
 def head(latent=5):
     torch.manual_seed(0)
@@ -487,6 +503,8 @@ def test_clips_follow_the_episodes(tmp_path, last_frame):
     assert (1, 0) in seen and max(t for e, t in seen if e == 0) == 130 - 16 - (not last_frame)
     again = clips(store, 16, 32, step=40)
     assert all(torch.equal(x, y) for x, y in zip(next(stream).values(), next(again).values()))
+    other = next(clips(store, 16, 32, step=40, rewards=-store.steps()["rewards"]))["reward"]
+    assert torch.equal(other, -next(clips(store, 16, 32, step=40))["reward"])
     assert set(next(clips(store, 4, 64, episodes=[2]))["frames"][:, 0, 0, 0, 0].tolist()) == {2}
     for wrong in (dict(episodes=[]), dict(length=0), dict(batch=0)):
         with pytest.raises(ValueError, match="at least 1 episode"): next(clips(store, **dict(length=16, batch=4) | wrong))
@@ -516,6 +534,9 @@ def test_what_does_not_fit_the_store_is_told(tmp_path):
     store = frames_store(tmp_path / "s")
     with pytest.raises(ValueError, match="64 pixels and 2 numbers an action.*made for 96 and 2"):
         train_vit_wm(store, ViTWMSettings(**SMALL, size=96), FitSettings(steps=1))
+    with pytest.raises(ValueError, match="3 rewards for a store of"): next(clips(store, 6, 2, rewards=np.zeros(3)))
+    with pytest.warns(UserWarning, match="context 6 is longer than the clips of 4 steps"):
+        train_vit_wm(store, ViTWMSettings(**SMALL), FitSettings(steps=1, batch=2), 4)
     with pytest.raises(ValueError, match="made for 64 and 3"): train_vit_wm(store, ViTWMSettings(), FitSettings(steps=1))
     with pytest.raises(ValueError, match="clips of 40 steps.*takes 1 to 8"):
         train_vit_wm(store, ViTWMSettings(**SMALL, longest=8), FitSettings(steps=1), 40)
