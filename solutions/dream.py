@@ -14,20 +14,20 @@ from matplotlib.figure import Figure
 
 from solutions.evaluate import revision
 from solutions.rollouts import drive_randomly
-from solutions.settings import Sections, TrainSettings, command
+from solutions.settings import M_FIELDS, Sections, TrainSettings, command
 from solutions.train import Clock
 from solutions.vae import learn_vision
 from worldmodels.controller import (RealFitness, WorldModelPolicy, controllers_for, evolve, film, load_controller, save_controller, score,
                                     summary)
 from worldmodels.dream import (DreamFitness, DreamSettings, Starts, draw_leak, film_dream, foretold, joined, leak, rank_correlation,
                                smooth)
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, train_dynamics
+from worldmodels.mdn_rnn import MDNRNNSettings, train_dynamics
 from worldmodels.rollouts import HELD_OUT, VALIDATION, collect
 from worldmodels.tools import show
 from worldmodels.tools.settings import claim_run_folder, load, write_json
 from worldmodels.tools.store import RolloutStore, estimate_bytes, require_space
 from worldmodels.tools.training import FitSettings, read_lines
-from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, load_tensors, save_model, save_tensors
+from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, load_tensors, registered, save_model, save_tensors
 from worldmodels.vae import Latents, encode_store
 
 
@@ -67,6 +67,8 @@ class IterateSettings:
             if getattr(self, name) < 0: raise ValueError(f"{name} must be 0 or above, not {getattr(self, name)}")
         for name in ("episodes", "max_steps", "drivers", "dreams", "leak_tracks"):
             if getattr(self, name) < 1: raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.beginnings < 1: raise ValueError(f"beginnings must be a share from 0 to below 1, not {self.beginnings}")
+        if max(self.episodes, self.official) > 1000: raise ValueError("episodes and official must be at most 1000: each round has that many seeds of its own")
         if self.rounds > 30: raise ValueError(f"rounds must be at most 30 (each has seeds of its own), not {self.rounds}")
         for name in ("episodes", "official"):
             if getattr(self, name) % self.drivers:
@@ -86,7 +88,13 @@ class DreamRunSettings(TrainSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.dynamics.reward: raise ValueError("dynamics.reward must be true: M pays for the driving in its dreams")
+        if self.model == "ViTWM": raise ValueError("a ViTWM's V changes with its M, and here V stays: model must be MDNRNN, TransformerMDN or TraDE")
+        for head in ("reward", *(["done"] if self.dream.done != "never" else [])):
+            if not getattr(self.m, head):
+                raise ValueError(f"{M_FIELDS[self.model]}.{head} must be true: " + ("M pays for the driving in its dreams" if head == "reward" else
+                                 "dream.done is not never, so M must say when a dream ends"))
+        for name in ("store", "latents"):
+            if getattr(self, name): raise ValueError(f"{name} is not for a dream run, which drives for itself: leave it empty")
         if self.dream.reward != "head": raise ValueError("dream.reward must be head: a car is paid for road, not for being alive")
 
 
@@ -110,11 +118,11 @@ def learn(folder: Path, store: RolloutStore, vision: Vision, s: DreamRunSettings
         train = store.split()[0]
         old, last = train[train < first], train[(train >= first) & (train < len(latents))]
         torch.manual_seed(s.seed)
-        model = MDNRNN(s.dynamics)
+        model = registered(s.model)[0](s.m)
         if before: model.load_state_dict(before.dynamics.state_dict())
         again = round(s.iterate.recent * len(old) / len(last)) if before else 0
         episodes, training = np.concatenate([old, np.repeat(last, max(1, again))]), s.dynamics_again if before else s.dynamics_fit
-        save_model(path, train_dynamics(model, latents, episodes, s.window, training, folder, s.seed))
+        save_model(path, train_dynamics(model, latents, episodes, s.window, training, folder, s.seed, s.warm_up))
     return WorldModel(vision, load_model(path, Dynamics)), latents
 
 
@@ -137,7 +145,7 @@ def dream_on(folder: Path, world: WorldModel, latents: Latents, s: DreamRunSetti
             return fitness(mean[None], VALIDATION[:s.iterate.dreams]).mean()
 
         save_controller(path, s.controller, evolve(fitness, start, s.evolve, folder, s.seed + round, validate)[0])
-    return np.stack([load_controller(p)[1] for p in sorted(there.glob("*.safetensors"))])
+    return np.stack([load_controller(p)[1] for p in [*sorted(there.glob("*.safetensors"))[:-1], path]])
 
 
 def go_and_look(store: RolloutStore, world: WorldModel, checkpoints: np.ndarray, s: DreamRunSettings, round: int) -> None:
@@ -219,7 +227,7 @@ def report(folder: Path, store: RolloutStore, made: list[tuple], s: DreamRunSett
     draw_rounds([found for found in searches if found["search"] != "naive"]).savefig(folder / "rounds.png")
     clock("looking back")
     naive, iterated = (held_out_score(here, world, checkpoints[-1], s) for here, world, _, checkpoints in (made[1], made[-1]))
-    write_json(folder / "report.json", {
+    write_json(folder / "rounds.json", {  # report.json is what `solutions.evaluate` writes
         "environment": "CarRacing-v3", "versions": {name: version(name) for name in ("gymnasium", "torch")}, "revision": revision(),
         "command": shlex.join(["python", *sys.orig_argv[1:]]), "seeds": [HELD_OUT[0], HELD_OUT[s.evaluate.episodes - 1]],
         "max_steps": s.evaluate.max_steps, "real_frames": store.n_frames, "naive": naive, "iterated": iterated,

@@ -2,7 +2,7 @@
 
 python -m solutions.evaluate --run runs/car
 python -m solutions.evaluate --run runs/car --render human
-python -m solutions.evaluate --run runs/dream --dream
+python -m solutions.evaluate --run runs/dream --dream --start frame.png
 python -m solutions.evaluate --run runs/dream --policy plan --evaluate.episodes 16
 """
 import shlex
@@ -18,7 +18,7 @@ import numpy as np
 
 from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.controller import ControllerSettings, controllers_for, film, load_controller, score, summary, watch
-from worldmodels.dream import DreamFitness, DreamSettings, Planner, PlanSettings, drive, find_starts
+from worldmodels.dream import DreamFitness, DreamSettings, Planner, PlanSettings, Starts, drive, find_starts
 from worldmodels.rollouts import HELD_OUT, has_envpool
 from worldmodels.tools.settings import load, write_json
 from worldmodels.tools.world import WorldModel
@@ -75,14 +75,16 @@ def write_report(folder: Path, drive: Callable, s: EvaluateSettings) -> dict:
     return report
 
 
-def evaluate_dream(folder: Path, world: WorldModel, settings: ControllerSettings, params: np.ndarray, s: EvaluateSettings, dreaming: DreamSettings) -> dict:
-    """Write `folder`/dream.json: the returns of a controller in dreams of its own M, on the held-out seeds' chance.
+def evaluate_dream(folder: Path, world: WorldModel, settings: ControllerSettings, params: np.ndarray, s: EvaluateSettings, dreaming: DreamSettings,
+                   start: str = "") -> dict:
+    """Write `folder`/dream.json: the returns of a controller in dreams of its own M, from the run's first frames or the picture `start`.
 
     Raises ValueError where M lacks the heads that `dreaming` needs, FileNotFoundError where there are no first frames.
     """
     seeds = held_out(s)
-    returns = DreamFitness(world, find_starts(folder, world.vision), settings, dreaming)(params[None], seeds)[0]
-    return note(folder / "dream.json", "in the dream", returns, facts(seeds, dreaming.max_steps) | {"dream": asdict(dreaming)})
+    starts = Starts.from_picture(world.vision, start) if start else find_starts(folder, world.vision)
+    returns = DreamFitness(world, starts, settings, dreaming)(params[None], seeds)[0]
+    return note(folder / "dream.json", "in the dream", returns, facts(seeds, dreaming.max_steps) | {"dream": asdict(dreaming), "start": start})
 
 
 def evaluate_plan(folder: Path, world: WorldModel, s: EvaluateSettings, plan: PlanSettings) -> dict:
@@ -115,9 +117,16 @@ class EvaluateCommand:
     """plan: no controller, but the cross-entropy method in M at every step; its score is in plan.json"""
     dream: bool = False
     """score the controller in the dream of its own M, not in the environment; the score is in dream.json"""
+    start: str = ""
+    """a picture that dreams begin with, in place of the run's first frames"""
     dreaming: DreamSettings = field(default_factory=DreamSettings)
     plan: PlanSettings = field(default_factory=PlanSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+
+    def __post_init__(self):
+        if self.start and not self.dream: raise ValueError("start is where a dream begins: --dream dreams")
+        if self.policy == "plan" and self.dream: raise ValueError("policy plan is scored in the environment: leave --dream away")
+        if self.dream and (self.video or self.render != "no"): raise ValueError("video and render show the environment: leave --dream away")
 
 
 def main() -> None:
@@ -126,7 +135,7 @@ def main() -> None:
     world = WorldModel.load(folder)
     if s.policy == "plan": return evaluate_plan(folder, world, s.evaluate, s.plan)
     controller = load_controller(folder / "controller.safetensors")
-    if s.dream: return evaluate_dream(folder, world, *controller, s.evaluate, s.dreaming)
+    if s.dream: return evaluate_dream(folder, world, *controller, s.evaluate, s.dreaming, s.start)
     if s.render == "human": return watch(world, *controller, HELD_OUT, s.evaluate.max_steps)
     evaluate(folder, world, *controller, s.evaluate)
     if s.video: film(world, *controller, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)

@@ -6,15 +6,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 import solutions.dream as s
+from solutions.evaluate import EvaluateCommand
+from solutions.settings import Sections
 from test_pipeline import KILLER
 from worldmodels.controller import ControllerSettings, load_controller
 from worldmodels.dream import DreamFitness, DreamSettings, Starts
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, load_tensors
@@ -44,14 +48,14 @@ def test_a_run_leaves_everything_in_its_folder(whole):
     for round in ("00", "01"):
         for name in [*MODELS, "evolution.jsonl", "real.safetensors", "leak.png", "metrics.jsonl"]: assert (whole / round / name).exists(), (round, name)
     assert (whole / "naive" / "held_out.safetensors").exists() and (whole / "01" / "held_out.safetensors").exists()
-    for name in ["config.json", "stages.jsonl", "report.json", "rounds.png", "drive.mp4", "dream.mp4", "store", "vision.safetensors", "dynamics.safetensors",
+    for name in ["config.json", "stages.jsonl", "rounds.json", "rounds.png", "drive.mp4", "dream.mp4", "store", "vision.safetensors", "dynamics.safetensors",
                  "controller.safetensors", "starts.safetensors"]:
         assert (whole / name).exists(), name
     assert not list(whole.rglob("*.tmp"))
 
 
 def test_the_report_says_what_was_seen_and_what_came_of_it(whole):
-    report = json.loads((whole / "report.json").read_text())
+    report = json.loads((whole / "rounds.json").read_text())
     assert report["seeds"] == [200_000, 200_001] and "solutions.dream" in report["command"]
     for name in ("naive", "iterated"):
         assert len(report[name]["returns"]) == report[name]["episodes"] == 2 and report[name]["low"] <= report[name]["mean"] <= report[name]["high"]
@@ -118,11 +122,13 @@ def test_a_run_with_other_settings_is_refused_and_left_alone(whole):
 
 @pytest.mark.parametrize("flags, words", [(("--dream.temperature", "0"), "temperature must be above 0"), (("--iterate.episodes", "0"), "episodes must be"), (("--iterate.episodes", "5"), "multiple of drivers = 2"),
                                           (("--iterate.rounds", "31"), "rounds must be at most 30"),
+                                          (("--iterate.beginnings", "1"), "share from 0 to below 1"), (("--iterate.episodes", "1002"), "at most 1000"),
+                                          (("--model", "ViTWM"), "MDNRNN, TransformerMDN or TraDE"), (("--model", "TraDE"), "trade.reward must be true"),
+                                          (("--dream.done", "sample", "--dynamics.done", "false"), "dynamics.done must be true"),
+                                          (("--store", "runs/x"), "store is not for a dream run"),
                                           (("--dream.reward", "alive"), "must be head"), (("--iterate.swerf", "1"), "did you mean --iterate.swerve")])
-def test_settings_that_make_no_sense_are_refused_at_once(tmp_path, flags, words):
-    done = run_it("solutions.dream", tmp_path / "run", flags=flags)
-    assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "run").exists()
+def test_settings_that_make_no_sense_are_refused_at_once(flags, words):
+    with pytest.raises(ValueError, match=words): load(s.DreamRunSettings, ["--settings", "ci", *flags], part_of=Sections, command="dream")
 
 
 def test_a_run_without_a_reward_head_ends_in_one_line(tmp_path):
@@ -140,6 +146,19 @@ def test_a_controller_is_scored_in_its_dream(whole):
     settings, params = load_controller(whole / "controller.safetensors")
     again = DreamFitness(world, starts, settings, DreamSettings(done="never", max_steps=20))(params[None], [200_000, 200_001])[0]
     np.testing.assert_allclose(report["returns"], again, atol=0.02)
+    picture = whole / "start.png"
+    cv2.imwrite(str(picture), np.full((64, 64, 3), 90, np.uint8))
+    done = run_it("solutions.evaluate", whole, flags=("--dream", "--start", str(picture), "--dreaming.done", "never", "--dreaming.max_steps", "20"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    from_picture = json.loads((whole / "dream.json").read_text())
+    assert from_picture["start"] == str(picture) and from_picture["returns"] != report["returns"]
+    assert (whole / "rounds.json").exists() and not (whole / "report.json").exists(), "a later score must leave the rounds alone"
+
+
+@pytest.mark.parametrize("flags, words", [(("--start", "x.png"), "--dream dreams"), (("--dream", "--policy", "plan"), "leave --dream away"),
+                                          (("--dream", "--video"), "leave --dream away")])
+def test_flags_that_do_not_go_together(flags, words):
+    with pytest.raises(ValueError, match=words): load(EvaluateCommand, list(flags), part_of=Sections)
 
 
 def test_planning_is_scored_with_its_cost(whole):

@@ -858,25 +858,30 @@ function render({ model, el }) {
   for (const [name, sign, column, line] of places) {
     const button = element("button", buttons, { textContent: sign, ariaLabel: name });
     button.style.gridColumn = column; button.style.gridRow = line;
-    button.addEventListener("pointerdown", () => { held.add(name); root.focus(); });
+    button.addEventListener("mousedown", event => event.preventDefault());  // or the focus would go to the button
+    button.addEventListener("pointerdown", () => { root.focus(); held.add(name); });
     for (const end of ["pointerup", "pointerleave", "pointercancel"]) button.addEventListener(end, () => held.delete(name));
   }
   const again = element("button", panel, { textContent: "Begin a new dream", className: "reset" });
   const note = element("div", panel, { className: "note", textContent: "Click on the picture, then use the arrow keys." });
 
-  let alive = true, fresh = true, rate = 0, last = 0;
+  let alive = true, fresh = true, waiting = false, rate = 0, last = 0;
   const tick = () => {
-    if (!alive) return;
+    if (!alive || waiting) return;
+    waiting = true;
     last = performance.now();
     model.send({ type: "tick", keys: [...held], temperature: Number(slider.value), controller: box.checked, reset: fresh });
     fresh = false;
   };
   const heard = (message, buffers) => {
+    waiting = false;
+    if (message.type === "error") note.textContent = message.text;
     if (message.type !== "frame") return;
     const url = URL.createObjectURL(new Blob([buffers[0]], { type: "image/png" }));
     picture.onload = () => URL.revokeObjectURL(url);
     picture.src = url;
     root.dataset.step = message.step;
+    root.dataset.wheel = message.wheel;
     for (const name of ["step", "reward", "return", "done"]) rows[name].textContent = message[name];
     shown.textContent = Number(slider.value).toFixed(2);
     const took = performance.now() - last, pause = Math.max(0, 1000 / model.get("fps") - took);
@@ -894,7 +899,7 @@ function render({ model, el }) {
     held.add(NAMES[event.key]); event.preventDefault(); event.stopPropagation();
   });
   root.addEventListener("keyup", event => { if (event.key in NAMES) { held.delete(NAMES[event.key]); event.stopPropagation(); } });
-  root.addEventListener("focusout", () => held.clear());
+  root.addEventListener("focusout", event => { if (!root.contains(event.relatedTarget)) held.clear(); });
   tick();
   return () => { alive = false; model.off("msg:custom", heard); };
 }
@@ -925,9 +930,12 @@ class Player(anywidget.AnyWidget):
         self.on_msg(self._hear)
 
     def _hear(self, _, message: dict, buffers) -> None:
-        if message.get("type") == "tick":
-            facts, png = self.advance(message["keys"], message["temperature"], message["controller"], message["reset"])
-            self.send({"type": "frame"} | facts, buffers=[png])
+        if message.get("type") != "tick": return
+        try: facts, png = self.advance(message["keys"], message["temperature"], message["controller"], message["reset"])
+        except Exception as e:  # shown where the reader looks, and in the log
+            self.send({"type": "error", "text": f"{type(e).__name__}: {e}"})
+            raise
+        self.send({"type": "frame"} | facts, buffers=[png])
 
     @torch.inference_mode()
     def advance(self, keys: Sequence[str], temperature: float, controller: bool = False, reset: bool = False) -> tuple[dict, bytes]:
@@ -945,6 +953,6 @@ class Player(anywidget.AnyWidget):
             self.total += reward
         probability = told(d).get("done_probability")
         frame = cv2.cvtColor(frames_of(d)[0], cv2.COLOR_RGB2BGR)
-        facts = {"step": int(d.age), "reward": f"{reward:.2f}", "return": f"{self.total:.1f}", "over": over,
+        facts = {"step": int(d.age), "wheel": float(self.action[0]), "reward": f"{reward:.2f}", "return": f"{self.total:.1f}", "over": over,
                  "done": "" if probability is None else f"{probability[0]:.2%}"}
         return facts, cv2.imencode(".png", frame)[1].tobytes()
