@@ -13,13 +13,18 @@ from matplotlib.figure import Figure
 from solutions.evaluate import evaluate
 from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.controller import load_controller, save_controller
-from worldmodels.mdn_rnn import open_loop
+from worldmodels.dream import smooth
+from worldmodels.mdn_rnn import MDNRNN, open_loop, train_dynamics
 from worldmodels.tools.settings import load
 from worldmodels.tools.show import strip
 from worldmodels.tools.store import Episode, RolloutStore
-from worldmodels.tools.training import read_lines
+from worldmodels.tools.training import FitSettings, read_lines
 from worldmodels.tools.world import WorldModel
-from worldmodels.vae import encode_frames
+from worldmodels.vae import Latents, encode_frames
+
+
+HEADS = ("M's heads for reward and end were trained afterwards, on its frozen features: the distribution of the next z, and what C sees, are "
+         "those of the run.")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class PublishSettings:
     """steps after which an episode of the sample is cut"""
     megabytes: float = 5.0
     """the sample is refused if it is larger"""
+    heads: FitSettings = field(default_factory=lambda: FitSettings(steps=600, batch=128, lr=1e-2, lr_end=0.02))
+    """how an M without heads for reward and end gets them: two linear ones on its features, which stay as they are"""
     note: str = ""
     """a sentence for the card about how the run was made"""
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
@@ -54,6 +61,15 @@ def write_sample(store: RolloutStore, path: Path, episodes: int, steps: int) -> 
     sample = RolloutStore.create(path, store.env_id, store.size, store.action_dim)
     for source, indices in sorted(sources.items()): sample.append([cut(e, steps) for e in store.episodes(indices[:episodes])], source.replace("/", "-"))
     return sample
+
+
+def with_heads(m: MDNRNN, latents: Latents, episodes, training: FitSettings) -> MDNRNN:
+    """The same M with heads for reward and end, trained on some episodes while all else is frozen: its dreams can pay, and C sees no difference."""
+    torch.manual_seed(0)
+    wiser = MDNRNN(replace(m.settings, reward=True, done=True))
+    wiser.load_state_dict(m.state_dict(), strict=False)
+    for name, p in wiser.named_parameters(): p.requires_grad_(name.startswith(("reward", "done")))
+    return train_dynamics(wiser, smooth(latents), episodes, 64, training).requires_grad_()
 
 
 def drawing(world: WorldModel, episode: Episode, first: int = 150, steps: int = 96, every: int = 12) -> Figure:
@@ -101,7 +117,11 @@ def main() -> None:
     sample = write_sample(RolloutStore(run / "store"), fresh / "sample", s.episodes, s.steps)
     if sample.nbytes > s.megabytes * 1e6:
         raise ValueError(f"the sample has {sample.nbytes / 1e6:.1f} MB, more than {s.megabytes}; take fewer than {s.episodes} episodes")
-    WorldModel.load(run).save(fresh, half=True)
+    world = WorldModel.load(run)
+    if isinstance(world.dynamics, MDNRNN) and not (world.dynamics.settings.reward and world.dynamics.settings.done):
+        world = WorldModel(world.vision, with_heads(world.dynamics, Latents.load(run / "latents.safetensors"), RolloutStore(run / "store").split()[0], s.heads))
+        s = replace(s, note=f"{s.note} {HEADS}".strip())
+    world.save(fresh, half=True)
     save_controller(fresh / "controller.safetensors", *load_controller(run / "controller.safetensors"))
     world, controller = WorldModel.load(fresh), load_controller(fresh / "controller.safetensors")
     shipped = evaluate(fresh, world, *controller, s.evaluate)

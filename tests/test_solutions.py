@@ -3,13 +3,17 @@ import configparser, subprocess, sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from solutions.dream import DreamRunSettings
 from solutions.evaluate import EvaluateCommand
 from solutions.ppo import PPOCommand
-from solutions.publish import PublishSettings
+from solutions.publish import PublishSettings, with_heads
 from solutions.settings import CompareSettings, Sections, StudySettings, TrainSettings
+from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
 from worldmodels.tools.settings import load
+from worldmodels.tools.training import FitSettings
+from worldmodels.vae import Latents
 
 ROOT = Path(__file__).parents[1]
 INI = configparser.ConfigParser(interpolation=None)
@@ -77,6 +81,18 @@ def test_a_stage_of_v_or_m_alone_refuses_a_model_that_is_both(tmp_path, stage):
     done = run(f"solutions.{stage}", "--settings", "ci,vit-wm", "--scout.generations", "0", "--run", str(tmp_path / "run"))
     assert done.returncode != 0 and "solutions.transformer" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_heads_come_later_and_change_nothing_else():
+    torch.manual_seed(0)
+    m, n = MDNRNN(MDNRNNSettings(latent=3, action_dim=3, hidden=8)), 4 * 61
+    mu = torch.randn(n, 3)
+    latents = Latents(mu=mu, logvar=torch.full((n, 3), -9.0), actions=torch.randn(n, 3), rewards=torch.ones(n), terminated=torch.zeros(n, dtype=torch.bool),
+                      first=torch.arange(0, n, 61), lengths=torch.full((4,), 60))
+    wiser, (z, a) = with_heads(m, latents, range(4), FitSettings(steps=200, batch=4, lr=0.02)), (mu[None, :20], latents.actions[None, :20])
+    before, after = m(z, a), wiser(z, a)
+    assert torch.equal(before.nll(z), after.nll(z)) and before.reward is None and after.done.shape == (1, 20)
+    assert (after.reward - 1).abs().mean() < 0.2 and (after.done < -1).all() and all(p.requires_grad for p in wiser.parameters())
 
 
 def test_publish_leaves_a_folder_alone_that_it_did_not_write(tmp_path):

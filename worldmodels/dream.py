@@ -8,7 +8,7 @@ __all__ = ['GOLDEN', 'GAMES', 'STEER', 'PLAYER_CSS', 'PLAYER_JS', 'test_spread_r
            'Dream', 'test_returns_of', 'returns_of', 'DreamFitness', 'decide', 'Game', 'find_starts', 'open_folder',
            'open_dream', 'spaces', 'frames_of', 'observe_dreams', 'told', 'DreamEnv', 'DreamVectorEnv', 'foretold',
            'test_rank_correlation', 'rank_correlation', 'leak', 'draw_leak', 'at_temperatures', 'parting', 'film_dream',
-           'test_refit', 'PlanSettings', 'refit', 'plan', 'Planner', 'drive', 'steer', 'Player']
+           'test_refit', 'PlanSettings', 'refit', 'plan', 'within', 'Planner', 'drive', 'steer', 'Player']
 
 # %% ../nbs/05_dream.ipynb #5a8d779d
 import math
@@ -743,16 +743,21 @@ def plan(dream: Dream, z: torch.Tensor, state: State, mean: torch.Tensor, low: t
     high (action_dim,). A row's plans are compared on the same chance, which `seeds` (n,) fix.
     """
     s, n = settings, len(z)
-    every, noise, sd = torch.arange(n).repeat_interleave(s.candidates), Noise(seeds), ((high - low) / 2).expand(mean.shape)
+    bound = torch.maximum(low.abs(), high.abs())  # plans may want less than nothing of a pedal: only the action is clipped
+    every, noise, sd = torch.arange(n).repeat_interleave(s.candidates), Noise(seeds), bound.expand(mean.shape)
     for _ in range(s.rounds):
         plans = mean[:, None] + sd[:, None] * noise.normal((n, s.candidates, *mean.shape[1:]))
         plans[:, 0] = mean
-        plans = torch.minimum(torch.maximum(plans, low), high)  # (n, P, decisions, action_dim)
+        plans = torch.minimum(torch.maximum(plans, -bound), bound)  # (n, P, decisions, action_dim)
         flat = plans.flatten(0, 1)
         dream.go_on(z[every], state.take(every), noise.take(every))
-        returns, _ = returns_of(dream, lambda d, rows: flat[rows, d.age[0] // s.hold], s.horizon)
+        returns, _ = returns_of(dream, lambda d, rows: within(flat[rows, d.age[0] // s.hold], low, high), s.horizon)
         mean, sd = refit(plans, returns.view(n, s.candidates), s.elites)
     return mean
+
+def within(actions: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """`actions` clipped to their bounds."""
+    return torch.minimum(torch.maximum(actions, low), high)
 
 # %% ../nbs/05_dream.ipynb #aaae4d26
 class Planner(Policy):
@@ -768,7 +773,7 @@ class Planner(Policy):
     def start(self, envs):
         n, s = len(envs), self.settings
         self.low, self.high = map(torch.from_numpy, (envs.action_space.low, envs.action_space.high))
-        self.mean = ((self.low + self.high) / 2).repeat(n, s.horizon // s.hold, 1)
+        self.mean = torch.zeros(n, s.horizon // s.hold, len(self.low))
         self.state, self.seeds, self.t = self.world.dynamics.initial(n), np.array(envs.seeds), 0
 
     @torch.inference_mode()
@@ -780,7 +785,7 @@ class Planner(Policy):
             if self.t: mean = torch.cat([mean[:, 1:], mean[:, -1:]], 1)  # the first decision is past
             self.mean[rows] = plan(self.dream, z, mine, mean, self.low, self.high, s, seeds)
             self.dreamt += len(rows) * s.candidates * s.rounds * s.horizon
-        actions = self.mean[rows, 0]
+        actions = within(self.mean[rows, 0], self.low, self.high)
         full = torch.zeros(len(self.mean), z.shape[1]), torch.zeros(len(self.mean), actions.shape[1])
         for whole, part in zip(full, (z, actions)): whole[rows] = part
         _, self.state = self.world.dynamics.step(*full, self.state)
