@@ -287,29 +287,30 @@ Error of the picture: {pictures}. The joint ViT-WM's own reconstruction: {own}.
 
 def draw(report: dict, raw: dict[str, list[dict]], baseline: dict) -> Figure:
     """Six panels: NLL, learning against time, dreams in z and in pixels, calibration, the car."""
-    fig = Figure(figsize=(13, 7.2), dpi=100, layout="constrained")
-    nll, learning, latent, pixels, pit, car = fig.subplots(2, 3).flat
-    seconds = np.arange(1, len(baseline["latent"][0]) + 1) / 50
+    fig = Figure(figsize=(13, 7.6), dpi=100, layout="constrained")
+    nll, car, learning, latent, pixels, pit = fig.subplots(2, 3).flat
+    rows, seconds = report["rows"], np.arange(1, len(baseline["latent"][0]) + 1) / 50
     def point(ax, y, x, row): ax.errorbar(x["mean"], y, xerr=[[x["mean"] - x["low"]], [x["high"] - x["mean"]]], fmt="o", color=INK[row], capsize=3)
-    for y, (row, line) in enumerate(report["rows"].items()):
-        if line["nll"]: point(nll, y, line["nll"], row)
+    for y, (row, line) in enumerate(rows.items()):
+        if line["nll"] and y: point(nll, y, line["nll_minus_lstm"], row)
         point(car, y, line["car"], row)
         if row != "joint": learning.plot(line["curve"]["seconds"], line["curve"]["nll"], color=INK[row])
-        pit.stairs(line["pit"], np.linspace(0, 1, len(line["pit"]) + 1), color=INK[row])
+        pit.stairs(line["pit"], np.linspace(0, 1, len(line["pit"]) + 1), color=INK[row], baseline=None)
         for ax, name in (latent, "latent"), (pixels, "pixels"):
             if row == "joint" and name == "latent": continue
             x = np.mean([r[name] for r in raw[row]], 0)  # (episodes, horizon)
-            ax.fill_between(seconds, *np.percentile(x, [25, 75], 0), color=INK[row], alpha=0.12, linewidth=0)
+            ax.fill_between(seconds, *np.percentile(x, [25, 75], 0), color=INK[row], alpha=0.06, linewidth=0)
             ax.plot(seconds, x.mean(0), color=INK[row], label=line["name"])
     for ax, name in (latent, "latent"), (pixels, "pixels"): ax.plot(seconds, np.mean(baseline[name], 0), "--", color=COLORS["baseline"], label="last z kept")
     pixels.plot(seconds, np.mean(baseline["reconstruction"], 0), ":", color=COLORS["reconstruction"], label="V's reconstruction")
     pit.axhline(1, linestyle="--", color=COLORS["baseline"])
-    nll.axvline(report["baselines"]["linear"]["mean"], linestyle="--", color=COLORS["baseline"])
-    for ax in (nll, car): ax.set(yticks=range(len(report["rows"])), yticklabels=[line["name"] for line in report["rows"].values()]); ax.invert_yaxis()
-    nll.set(xlabel="held-out NLL (nats a dimension)", title="dashed: linear baseline"); learning.set(xlabel="training time (s)", ylabel="training NLL (nats a dimension)")
+    nll.axvline(0, color=INK["dynamics"])
+    for ax, count in (nll, len(rows) - 1), (car, len(rows)):
+        ax.set(yticks=range(count), yticklabels=[line["name"].replace(", ", ",\n") for line in rows.values()][:count], ylim=(count - 0.5, -0.5))
+    nll.set(xlabel="held-out NLL, above the LSTM's (nats a dimension)"); learning.set(xlabel="training time (s)", ylabel="training NLL (nats a dimension)")
     latent.set(xlabel="seconds after the eyes close", ylabel="error of z (V's sd)"); pixels.set(xlabel="seconds after the eyes close", ylabel="error (grey levels of 255)")
-    pit.set(xlabel="P(Z ≤ z), as M has it", ylabel="share of z (1 is calibrated)"); car.set(xlabel="return of a C (mean and 95 % interval)")
-    pixels.legend(fontsize=8)
+    pit.set(xlabel="P(Z ≤ z), as M has it", ylabel="share of z (1 is calibrated)", ylim=(0.9, 1.1)); car.set(xlabel="return of one C (mean and 95 % interval)")
+    fig.legend(*pixels.get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=9, frameon=False)
     for ax in fig.axes: ax.spines[["top", "right"]].set_visible(False)
     return fig
 
