@@ -44,10 +44,10 @@ test: $(READY)
 	@echo "== 2/4 nbdev-test: every notebook runs"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --cell-timeout 300 --timing
 	@echo "== 3/4 nbval: every notebook runs in a kernel, and marked outputs are what is stored"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --maxfail 1 \
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 300 nbs
 	@echo "== 4/4 tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations 10 --maxfail 1 -m "not timing"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --durations 10 -m "not timing"
 	@$(BIN)/python -m pytest -q -m timing
 	@echo "All checks passed."
 

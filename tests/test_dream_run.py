@@ -125,7 +125,7 @@ def test_a_run_with_other_settings_is_refused_and_left_alone(whole):
                                           (("--iterate.beginnings", "1"), "share from 0 to below 1"), (("--iterate.episodes", "1002"), "at most 1000"),
                                           (("--model", "ViTWM"), "MDNRNN, TransformerMDN or TraDE"), (("--model", "TraDE"), "trade.reward must be true"),
                                           (("--dream.done", "sample", "--dynamics.done", "false"), "dynamics.done must be true"),
-                                          (("--store", "runs/x"), "store is not for a dream run"),
+                                          (("--store", "runs/x", "--scout.generations", "0"), "store is not for a dream run"),
                                           (("--dream.reward", "alive"), "must be head"), (("--iterate.swerf", "1"), "did you mean --iterate.swerve")])
 def test_settings_that_make_no_sense_are_refused_at_once(flags, words):
     with pytest.raises(ValueError, match=words): load(s.DreamRunSettings, ["--settings", "ci", *flags], part_of=Sections, command="dream")
@@ -151,7 +151,12 @@ def test_a_controller_is_scored_in_its_dream(whole):
     done = run_it("solutions.evaluate", whole, flags=("--dream", "--start", str(picture), "--dreaming.done", "never", "--dreaming.max_steps", "20"))
     assert done.returncode == 0, done.stderr[-3000:]
     from_picture = json.loads((whole / "dream.json").read_text())
-    assert from_picture["start"] == str(picture) and from_picture["returns"] != report["returns"]
+    pictured = DreamFitness(world, Starts.from_picture(world.vision, picture), settings, DreamSettings(done="never", max_steps=20))
+    np.testing.assert_allclose(from_picture["returns"], pictured(params[None], [200_000, 200_001])[0], atol=0.02)
+    assert from_picture["start"] == str(picture)
+    picture.unlink()
+    gone = run_it("solutions.evaluate", whole, flags=("--dream", "--start", str(picture), "--dreaming.done", "never"))
+    assert gone.returncode and f"no picture at {picture}" in gone.stderr and "Traceback" not in gone.stderr
     assert (whole / "rounds.json").exists() and not (whole / "report.json").exists(), "a later score must leave the rounds alone"
 
 

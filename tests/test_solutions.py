@@ -18,8 +18,6 @@ from worldmodels.vae import Latents
 ROOT = Path(__file__).parents[1]
 INI = configparser.ConfigParser(interpolation=None)
 INI.read(ROOT / "settings.ini")
-
-
 SECTIONS = [section for section in INI.sections() if ":" not in section]  # [quick:dream] is read with [quick], by `dream` alone
 
 
@@ -38,6 +36,10 @@ def test_a_key_that_no_command_has_is_refused_by_all(tmp_path):
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_section_is_taken_by_the_dream_with_its_own(section):
+    if INI[section].get("model") == "ViTWM":  # but for the one whose V never stays
+        with pytest.raises(ValueError, match="V changes with its M"):
+            load(DreamRunSettings, ["--settings", section], part_of=Sections, command="dream")
+        return
     assert load(DreamRunSettings, ["--settings", section], part_of=Sections, command="dream")
 
 
