@@ -130,6 +130,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'worldmodels/controller.py'),
                                         'worldmodels.controller.WorldModelPolicy.act': ( 'controller.html#worldmodelpolicy.act',
                                                                                          'worldmodels/controller.py'),
+                                        'worldmodels.controller.WorldModelPolicy.decide': ( 'controller.html#worldmodelpolicy.decide',
+                                                                                            'worldmodels/controller.py'),
                                         'worldmodels.controller.WorldModelPolicy.start': ( 'controller.html#worldmodelpolicy.start',
                                                                                            'worldmodels/controller.py'),
                                         'worldmodels.controller.beside': ('controller.html#beside', 'worldmodels/controller.py'),

@@ -178,7 +178,8 @@ def test_smooth_noise(smooth_noise) -> None:
 class WorldModelPolicy(Policy):
     """V sees, C decides, M remembers: P controllers drive n rows, row r with controller r // (n / P).
 
-    `swerve` adds smooth noise of that size to C's raw outputs, for collecting data around a controller's way of driving.
+    `swerve` adds smooth noise of that size to C's raw outputs, for collecting data around a controller's way of driving. Where a
+    step of M spans several frames (`action_repeat`), V looks and C decides once in so many.
     """
 
     name = "controller"
@@ -195,8 +196,14 @@ class WorldModelPolicy(Policy):
             generators = [np.random.default_rng([1, seed]) for seed in envs.seeds]
             self.noise = np.stack([smooth_noise(rng, 2100, self.controllers.outputs) for rng in generators])  # the longest episode: Doom's
 
-    @torch.inference_mode()
     def act(self, frames, rows):
+        if self.t % self.world.dynamics.action_repeat == 0: self.actions = self.decide(frames, rows)
+        self.t += 1
+        return self.actions[np.searchsorted(self.kept, rows)]
+
+    @torch.inference_mode()
+    def decide(self, frames, rows):
+        """The actions of all rows in the memory, those of `rows` from what V sees now: (kept, action_dim)."""
         places = np.searchsorted(self.kept, rows)  # where the living rows stand in the memory
         if len(rows) <= len(self.kept) / 2:        # half of it belongs to finished rows: drop them
             self.state, self.kept = self.state.take(torch.from_numpy(places)), np.asarray(rows)
@@ -210,8 +217,7 @@ class WorldModelPolicy(Policy):
         if self.swerve: raw = raw + self.swerve * torch.from_numpy(self.noise[self.kept, self.t])
         actions = SQUASHES[self.controllers.settings.squash](raw)
         _, self.state = self.world.dynamics.step(z, actions, self.state)
-        self.t += 1
-        return actions.numpy()[places]
+        return actions.numpy()
 
 # %% ../nbs/04_controller.ipynb #a5a3997c
 @dataclass(frozen=True)

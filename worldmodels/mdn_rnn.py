@@ -201,10 +201,12 @@ class MDNRNNSettings:
     """one more input: 1 on an episode's first step"""
     features: str = "h"
     """what the controller sees: "h", or "hc" for hidden and cell"""
+    action_repeat: int = 1
+    """frames that a step spans, while the action is held (chapter 05)"""
 
     def __post_init__(self):
         if self.features not in ("h", "hc"): raise ValueError(f"features must be h or hc, not {self.features!r}")
-        for name in ("latent", "action_dim", "hidden", "components"):
+        for name in ("latent", "action_dim", "hidden", "components", "action_repeat"):
             if getattr(self, name) < 1: raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 # %% ../nbs/02_mdn_rnn.ipynb #342ed5e0
@@ -223,7 +225,7 @@ class MDNRNN(Dynamics):
         super().__init__()
         s = self.settings = settings
         self.latent, self.action_dim = s.latent, s.action_dim
-        self.features_dim = s.hidden * len(s.features)
+        self.features_dim, self.action_repeat = s.hidden * len(s.features), s.action_repeat
         self.lstm = nn.LSTM(s.latent + s.action_dim + s.restart, s.hidden, batch_first=True)
         # torch has two biases that act as their sum; the paper has one
         nn.init.zeros_(self.lstm.bias_hh_l0).requires_grad_(False)

@@ -243,9 +243,11 @@ class TransformerSettings:
     """a head that predicts the reward"""
     done: bool = False
     """a head that predicts the end of an episode"""
+    action_repeat: int = 1
+    """frames that a step spans, while the action is held (chapter 05)"""
 
     def __post_init__(self):
-        for name in ("latent", "action_dim", "width", "depth", "heads", "context", "longest", "components"):
+        for name in ("latent", "action_dim", "width", "depth", "heads", "context", "longest", "components", "action_repeat"):
             if getattr(self, name) < 1: raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of 2 · heads = {2 * self.heads} (RoPE turns pairs), not {self.width}")
@@ -257,7 +259,7 @@ class TransformerDynamics(Dynamics):
     def __init__(self, settings: TransformerSettings):
         super().__init__()
         s = self.settings = settings
-        self.latent, self.action_dim, self.features_dim = s.latent, s.action_dim, s.width
+        self.latent, self.action_dim, self.features_dim, self.action_repeat = s.latent, s.action_dim, s.width, s.action_repeat
         self.token = nn.Linear(s.latent + s.action_dim, s.width)
         self.backbone = Backbone(s.width, s.depth, s.heads, s.context)
         self.density = self.make_density(s)
