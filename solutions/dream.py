@@ -4,6 +4,7 @@ python -m solutions.dream --settings laptop --run runs/dream
 """
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,14 +14,15 @@ import torch
 from matplotlib.figure import Figure
 
 from solutions.evaluate import revision
+from solutions.measures import select
 from solutions.rollouts import drive_randomly
 from solutions.settings import M_FIELDS, Sections, TrainSettings, command
 from solutions.train import Clock
 from solutions.vae import learn_vision
-from worldmodels.controller import (RealFitness, WorldModelPolicy, controllers_for, evolve, film, load_controller, save_controller, score,
-                                    summary)
-from worldmodels.dream import (DreamFitness, DreamSettings, Starts, draw_leak, film_dream, foretold, joined, leak, rank_correlation,
-                               smooth)
+from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, controllers_for, evolve, film, imitate, load_controller,
+                                    memories, save_controller, score, summary)
+from worldmodels.dream import (DreamFitness, DreamSettings, Starts, coarsen, draw_leak, film_dream, foretold, joined, leak, rank_correlation,
+                               rank_interval, smooth)
 from worldmodels.mdn_rnn import MDNRNNSettings, train_dynamics
 from worldmodels.rollouts import HELD_OUT, VALIDATION, collect
 from worldmodels.tools import show
@@ -29,6 +31,8 @@ from worldmodels.tools.store import RolloutStore, estimate_bytes, require_space
 from worldmodels.tools.training import FitSettings, read_lines
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, load_tensors, registered, save_model, save_tensors
 from worldmodels.vae import Latents, encode_store
+
+LEAK_TEMPERATURES = (0.5, 1.0, 1.5)
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,17 @@ class IterateSettings:
     recent: float = 1.0
     """how much of M's training the last round's driving is, measured by all that was before; 0 treats all alike"""
     context: int = 20
-    """frames that M looks at before a dream begins; 0 begins dreams at first frames only"""
+    """steps of M that it looks at before a dream begins; 0 begins dreams at first frames only"""
     beginnings: float = 0.5
     """share of the dreams that begin at first frames all the same"""
     reach: int = 12
-    """each reward is shared by the steps at most so many away before M learns it"""
+    """each reward is shared by the steps of M at most so many away before M learns it"""
     worst: float = -10.0
     """rewards are raised to at least this before: leaving the field costs 100 at once"""
     dreams: int = 64
     """dreams in which the mean of a search is scored, on validation seeds"""
+    temperatures: tuple[float, ...] = (0.5, 1.5)
+    """τ of other naive searches beside the one at `dream.temperature`: what temperature alone does"""
     leak_tracks: int = 16
     """validation tracks for a real score of every checkpoint, after everything is trained"""
 
@@ -67,6 +73,8 @@ class IterateSettings:
             if getattr(self, name) < 0: raise ValueError(f"{name} must be 0 or above, not {getattr(self, name)}")
         for name in ("episodes", "max_steps", "drivers", "dreams", "leak_tracks"):
             if getattr(self, name) < 1: raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for temperature in self.temperatures:
+            if not temperature > 0: raise ValueError(f"temperatures must be above 0, not {temperature}")
         if not 0 <= self.beginnings < 1: raise ValueError(f"beginnings must be a share from 0 to below 1, not {self.beginnings}")
         if max(self.episodes, self.official) > 1000: raise ValueError("episodes and official must be at most 1000: each round has that many seeds of its own")
         if self.rounds > 30: raise ValueError(f"rounds must be at most 30 (each has seeds of its own), not {self.rounds}")
@@ -108,10 +116,12 @@ def open_run() -> tuple[Path, DreamRunSettings]:
 
 
 def learn(folder: Path, store: RolloutStore, vision: Vision, s: DreamRunSettings, before: WorldModel | None, known: Latents | None):
-    """M of a round, from that of the round before, on all that was seen; returns V with M, and the latents of everything."""
+    """M of a round, from that of the round before, on all that was seen; returns V with M, and everything in M's steps."""
     folder.mkdir(exist_ok=True)
     first, path = 0 if known is None else len(known), folder / "latents.safetensors"
-    if not path.exists(): smooth(encode_store(vision, store, range(first, len(store))), s.iterate.reach, s.iterate.worst).save(path)
+    if not path.exists():
+        seen = coarsen(encode_store(vision, store, range(first, len(store))), s.m.action_repeat)
+        smooth(seen, s.iterate.reach, s.iterate.worst).save(path)
     new, path = Latents.load(path), folder / "dynamics.safetensors"
     latents = new if known is None else joined(known, new)
     if not path.exists():
@@ -130,14 +140,24 @@ def starts_of(latents: Latents, s: DreamRunSettings) -> Starts:
     return Starts.from_latents(latents, context=s.iterate.context, beginnings=s.iterate.beginnings)
 
 
-def dream_on(folder: Path, world: WorldModel, latents: Latents, s: DreamRunSettings, round: int, start: np.ndarray | None) -> np.ndarray:
-    """The checkpoints of a round's search in its dreams, from `start` (zeros): (k, D), the result last. Each is in checkpoints/."""
+def carry_over(old: WorldModel, params: np.ndarray, new: WorldModel, latents: Latents, s: DreamRunSettings) -> np.ndarray:
+    """The C that decides on the memory of a new M most nearly as `params` does on the old one's, on some driving.
+
+    M's features have changed their meaning with its weights. Only a linear C is found so; another one stays what it was.
+    """
+    if s.controller != ControllerSettings(): return params
+    seen = memories(old, latents)
+    return imitate(memories(new, latents), controllers_for(old, s.controller, params)(seen, torch.zeros(len(seen), dtype=torch.long)))
+
+
+def dream_on(folder: Path, world: WorldModel, latents: Latents, s: DreamRunSettings, round: int, start: Callable | None = None) -> np.ndarray:
+    """The checkpoints of a round's search in its dreams, from `start()` (zeros): (k, D), the result last. Each is in checkpoints/."""
     there, path = folder / "checkpoints", folder / "controller.safetensors"
     keep = lambda mean, generation: save_controller(there / f"{generation:04d}.safetensors", s.controller, mean, generation=generation)
     if not path.exists():
         fitness = DreamFitness(world, starts_of(latents, s), s.controller, s.dream)
         there.mkdir(exist_ok=True)
-        if start is None: start = np.zeros(fitness.dimension)
+        start = start() if start else np.zeros(fitness.dimension)
         keep(start, 0)
 
         def validate(mean: np.ndarray) -> float:
@@ -168,20 +188,25 @@ def look_back(folder: Path, world: WorldModel, latents: Latents, checkpoints: np
     tracks = VALIDATION[2000:2000 + s.iterate.leak_tracks]
     real = returns_once(folder / "real.safetensors",
                         lambda: RealFitness(world, s.controller, s.evaluate.max_steps, s.evolve.patience)(checkpoints, tracks))
-    found = leak(world, starts_of(latents, s), s.controller, checkpoints, real, s.dream, (0.5, 1.0, 1.5), s.iterate.dreams)
-    draw_leak(found, folder.name).savefig(folder / "leak.png")
+    found = leak(world, starts_of(latents, s), s.controller, checkpoints, real, s.dream, LEAK_TEMPERATURES, s.iterate.dreams)
     held_out = store.split()[1]
-    expected, paid = foretold(world.dynamics, latents, held_out[held_out < len(latents)])
-    return {"search": folder.name, "real_frames": len(latents.mu), "real": summary(real[-1]), "dream": round(float(found["dream"][1.0][-1]), 1),
-            "rank_correlation": {t: None if np.isnan(r) else round(r, 2) for t, r in found["correlation"].items()},
+    expected, paid = foretold(world.dynamics, latents, held_out[held_out < len(latents)], max(1, 50 // s.m.action_repeat))
+    return {"search": folder.name, "real_frames": int(store.lengths[:len(latents)].sum()) + len(latents), "real": summary(real[-1]),
+            "leak": {"real": found["real"].round(1).tolist(), "dream": {t: x.round(2).tolist() for t, x in found["dream"].items()}},
             "reward_correlation": round(rank_correlation(expected, paid), 3)}
+
+
+def ranked(dreamt: np.ndarray, real: np.ndarray) -> dict:
+    """Rank correlation of dreamt and real returns with its 95 % interval; None for what has no order."""
+    found = dict(zip(("rho", "low", "high"), (rank_correlation(dreamt, real), *rank_interval(dreamt, real))))
+    return {name: None if np.isnan(x) else round(x, 2) for name, x in found.items()}
 
 
 def naive_search(folder: Path, world: WorldModel, latents: Latents, s: DreamRunSettings) -> np.ndarray:
     """The checkpoints of a search in the first dream alone, with as many generations as all rounds have together."""
     folder.mkdir(exist_ok=True)
     generations = s.evolve.generations * (s.iterate.rounds + 1)
-    return dream_on(folder, world, latents, replace(s, evolve=replace(s.evolve, generations=generations, validate_every=max(1, generations // 8))), 0, None)
+    return dream_on(folder, world, latents, replace(s, evolve=replace(s.evolve, generations=generations, validate_every=max(1, generations // 8))), 0)
 
 
 def draw_rounds(rounds: list[dict]) -> Figure:
@@ -210,28 +235,38 @@ def main() -> None:
         if round and not (here / "latents.safetensors").exists():
             go_and_look(store, world, checkpoints, s, round)
             clock(f"round {round}: driving")
-        world, latents = learn(here, store, vision, s, world, latents)
+        old, known = world, latents
+        world, latents = learn(here, store, vision, s, old, known)
         clock(f"round {round}: M")
-        checkpoints = dream_on(here, world, latents, s, round, checkpoints[-1] if round else None)
+        carried = lambda: carry_over(old, checkpoints[-1], world, select(latents, range(len(known), len(latents))), s)
+        checkpoints = dream_on(here, world, latents, s, round, carried if round else None)
         clock(f"round {round}: C")
         made.append((here, world, latents, checkpoints))
         if round: continue
-        made.append((folder / "naive", world, latents, naive_search(folder / "naive", world, latents, s)))
-        clock("the naive C")
+        for t in (s.dream.temperature, *s.iterate.temperatures):
+            there = folder / ("naive" if t == s.dream.temperature else f"naive-{t}")
+            made.append((there, world, latents, naive_search(there, world, latents, replace(s, dream=replace(s.dream, temperature=t)))))
+            clock(f"the naive C, τ = {t}")
     report(folder, store, made, s, clock)
 
 
 def report(folder: Path, store: RolloutStore, made: list[tuple], s: DreamRunSettings, clock: Clock) -> None:
     """Score every search on validation tracks, the naive C and the last on the held-out ones; write report.json, figures and films."""
     searches = [look_back(*one, store, s) for one in made]
-    draw_rounds([found for found in searches if found["search"] != "naive"]).savefig(folder / "rounds.png")
+    rounds = [found for found in searches if not found["search"].startswith("naive")]
+    draw_rounds(rounds).savefig(folder / "rounds.png")
+    leaks = {found["search"]: found["leak"] for found in searches if found not in rounds}
+    leaks["iterated"] = {"real": np.concatenate([found["leak"]["real"] for found in rounds]),  # each search in the dream it was made in
+                         "dream": {t: np.concatenate([found["leak"]["dream"][t] for found in rounds]) for t in LEAK_TEMPERATURES}}
+    draw_leak(leaks).savefig(folder / "leak.png")
     clock("looking back")
     naive, iterated = (held_out_score(here, world, checkpoints[-1], s) for here, world, _, checkpoints in (made[1], made[-1]))
     write_json(folder / "rounds.json", {  # report.json is what `solutions.evaluate` writes
         "environment": "CarRacing-v3", "versions": {name: version(name) for name in ("gymnasium", "torch")}, "revision": revision(),
         "command": shlex.join(["python", *sys.orig_argv[1:]]), "seeds": [HELD_OUT[0], HELD_OUT[s.evaluate.episodes - 1]],
         "max_steps": s.evaluate.max_steps, "real_frames": store.n_frames, "naive": naive, "iterated": iterated,
-        "iterated_is_better": bool(iterated["low"] > naive["high"]), "searches": searches})
+        "iterated_is_better": bool(iterated["low"] > naive["high"]), "searches": searches,
+        "rank_correlation": {name: {t: ranked(found["dream"][t], found["real"]) for t in LEAK_TEMPERATURES} for name, found in leaks.items()}})
     for name, r in (("naive", naive), ("iterated", iterated)):
         print(f"{name}: {r['mean']} ± {r['sd']} over {r['episodes']} held-out tracks, 95 % interval of the mean {r['low']} to {r['high']}")
     clock("score")

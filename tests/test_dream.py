@@ -7,18 +7,19 @@ from dataclasses import replace
 
 import cv2
 import gymnasium
+import imageio.v3
 import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
 import worldmodels.dream as d
-from worldmodels.controller import ControllerSettings, EvolveSettings, controllers_for, evolve, save_controller
+from worldmodels.controller import ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, save_controller
 from worldmodels.dream import Dream, DreamEnv, DreamFitness, DreamSettings, DreamVectorEnv, Noise, Planner, PlanSettings, Starts
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
-from worldmodels.rollouts import Envs
-from worldmodels.tools.store import Episode
-from worldmodels.tools.world import WorldModel
+from worldmodels.rollouts import Envs, make_envs, run_episodes
+from worldmodels.tools.store import Episode, RolloutStore
+from worldmodels.tools.world import WorldModel, data
 from worldmodels.vae import VAE, Latents, VAESettings
 
 CAR, DOOM = "worldmodels/CarRacingDream-v0", "worldmodels/TakeCoverDream-v0"
@@ -454,9 +455,65 @@ def test_the_leak_meter_tells_a_dream_that_holds_from_one_that_leaks(world, star
     dreamt = DreamFitness(world, starts, ControllerSettings(), NEVER)(params, range(100_000, 100_032)).mean(1)
     honest, leaking = dreamt[:, None] + np.zeros(4), -dreamt[:, None] + np.zeros(4)
     found = d.leak(world, starts, ControllerSettings(), params, honest, NEVER, (0.5, 1.0), 32)
-    assert found["correlation"][1.0] == pytest.approx(1) and found["dream"][0.5].shape == found["real"].shape == (5,)
-    assert d.leak(world, starts, ControllerSettings(), params, leaking, NEVER, (1.0,), 32)["correlation"][1.0] == pytest.approx(-1)
-    assert len(d.draw_leak(found).axes) == 2
+    assert found["dream"][0.5].shape == found["real"].shape == (5,)
+    assert d.rank_correlation(found["dream"][1.0], found["real"]) == pytest.approx(1)
+    leaks = d.leak(world, starts, ControllerSettings(), params, leaking, NEVER, (0.5, 1.0), 32)
+    assert d.rank_correlation(leaks["dream"][1.0], leaks["real"]) == pytest.approx(-1)
+    drawn = d.draw_leak({"holds": found, "leaks": leaks}).axes
+    assert len(drawn) == 4 and "ρ = 1.00" in drawn[1].get_title() and "ρ = -1.00" in drawn[3].get_title()
+
+
+def test_the_interval_of_a_rank_correlation_is_narrow_where_the_order_is_clear():
+    x, rng = np.arange(60.0), np.random.default_rng(0)
+    low, high = d.rank_interval(x, x + rng.normal(0, 3, 60))
+    assert 0.9 < low < d.rank_correlation(x, x + rng.normal(0, 3, 60)) <= high <= 1
+    low, high = d.rank_interval(x, rng.normal(size=60))
+    assert low < 0 < high and high - low > 0.3
+    assert np.isnan(d.rank_interval(np.ones(5), np.arange(5))).all()
+
+
+# ---- steps of several frames
+
+def test_coarser_steps_keep_returns_ends_and_every_fourth_latent():
+    fine = make_latents()
+    for i in range(len(fine)):  # no step leaves an episode's last frame
+        for name in ("actions", "rewards", "terminated"): getattr(fine, name)[fine.episode(i).stop - 1] = 0
+    coarse = d.coarsen(fine, 4)
+    assert [getattr(d.coarsen(fine, 1), k).equal(getattr(fine, k)) for k in vars(fine)] == [True] * 7
+    assert coarse.lengths.tolist() == [-(-n // 4) for n in fine.lengths.tolist()]
+    for i in range(len(fine)):
+        f, c, n = fine.episode(i), coarse.episode(i), int(fine.lengths[i])
+        torch.testing.assert_close(coarse.mu[c], fine.mu[f][[*range(0, n, 4), n]])
+        torch.testing.assert_close(coarse.rewards[c].sum(), fine.rewards[f][:-1].sum())
+        torch.testing.assert_close(coarse.actions[c][0], fine.actions[f][:4].mean(0))
+        assert coarse.terminated[c].any() == fine.terminated[f].any() and not coarse.terminated[c][-1]
+    with pytest.raises(ValueError, match="repeat must be at least 1, not 0"): d.coarsen(fine, 0)
+
+
+def slow_world() -> WorldModel:
+    torch.manual_seed(0)
+    return WorldModel(VAE(VAESettings(latent=4)).eval(), MDNRNN(MDNRNNSettings(latent=4, hidden=8, reward=True, action_repeat=4)).eval())
+
+
+def test_c_and_the_planner_decide_once_in_a_step_of_m_and_hold():
+    world = slow_world()
+    c = controllers_for(world, ControllerSettings(), 0.5 * np.random.default_rng(0).standard_normal((2, 39)))
+    for policy in (WorldModelPolicy(world, c, swerve=0.5), Planner(world, PlanSettings(horizon=2, hold=1, candidates=4, elites=2, rounds=1))):
+        taken, envs = [], make_envs(seeds=[100_000, 100_001], size=64)
+        try: run_episodes(envs, policy, 10, on_step=lambda rows, frames, actions, *_: taken.append(np.array(actions)))
+        finally: envs.close()
+        taken = np.stack(taken)
+        assert all((taken[t] == taken[t - t % 4]).all() for t in range(10)) and (taken[3] != taken[4]).any()
+    assert policy.acted == 20 and policy.dreamt == 3 * 2 * 4 * 2  # three decisions of two cars
+
+
+def test_a_dream_of_longer_steps_is_shown_as_fast_as_the_game(tmp_path):
+    world = slow_world()
+    assert DreamEnv("CarRacing", world, Starts(torch.zeros(1, 4), torch.zeros(1, 4)), done="never").metadata["render_fps"] == 12.5
+    sample = RolloutStore(data("carracing") / "sample")
+    episode = max(sample.episodes(), key=len)
+    apart = d.film_dream(world, episode, tmp_path / "dream.mp4", steps=80)
+    assert len(imageio.v3.imread(tmp_path / "dream.mp4")) == 20 and (apart is None or apart % 4 == 0)
 
 
 def test_a_dream_parts_where_it_is_no_nearer_than_any_other_frame():

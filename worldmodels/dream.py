@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['GOLDEN', 'GAMES', 'STEER', 'PLAYER_CSS', 'PLAYER_JS', 'test_spread_rewards', 'spread_rewards', 'smooth', 'joined',
-           'scramble', 'test_deal', 'deal', 'Noise', 'Starts', 'DreamSettings', 'test_ends', 'done_probability', 'ends',
-           'Dream', 'test_returns_of', 'returns_of', 'DreamFitness', 'decide', 'Game', 'find_starts', 'open_folder',
-           'open_dream', 'spaces', 'frames_of', 'observe_dreams', 'told', 'DreamEnv', 'DreamVectorEnv', 'foretold',
-           'test_rank_correlation', 'rank_correlation', 'leak', 'draw_leak', 'at_temperatures', 'parting', 'film_dream',
-           'test_refit', 'PlanSettings', 'refit', 'plan', 'within', 'Planner', 'drive', 'steer', 'Player']
+           'coarsen', 'scramble', 'test_deal', 'deal', 'Noise', 'Starts', 'DreamSettings', 'test_ends',
+           'done_probability', 'ends', 'Dream', 'test_returns_of', 'returns_of', 'DreamFitness', 'decide', 'Game',
+           'find_starts', 'open_folder', 'open_dream', 'spaces', 'frames_of', 'observe_dreams', 'told', 'DreamEnv',
+           'DreamVectorEnv', 'foretold', 'test_rank_correlation', 'rank_correlation', 'rank_interval', 'leak',
+           'draw_leak', 'at_temperatures', 'parting', 'film_dream', 'test_refit', 'PlanSettings', 'refit', 'plan',
+           'within', 'Planner', 'drive', 'steer', 'Player']
 
 # %% ../nbs/05_dream.ipynb #5a8d779d
 import math
@@ -79,6 +80,23 @@ def joined(first: Latents, then: Latents) -> Latents:
     """The episodes of both, in this order; what one V has made of them."""
     per_frame = {name: torch.cat([getattr(first, name), getattr(then, name)]) for name in ("mu", "logvar", "actions", "rewards", "terminated")}
     return Latents(**per_frame, first=torch.cat([first.first, then.first + len(first.mu)]), lengths=torch.cat([first.lengths, then.lengths]))
+
+# %% ../nbs/05_dream.ipynb #6c78cdef
+def coarsen(latents: Latents, repeat: int) -> Latents:
+    """The same episodes in steps of `repeat` frames, an episode's last being shorter where it must.
+
+    Of z every `repeat`-th frame, of actions the mean, of rewards the sum; a step is terminated if one of its frames is.
+    """
+    if repeat < 1: raise ValueError(f"repeat must be at least 1, not {repeat}")
+    parts, lengths = {name: [] for name in ("mu", "logvar", "actions", "rewards", "terminated")}, -(-latents.lengths // repeat)
+    for i in range(len(latents)):
+        begin, n = int(latents.first[i]), int(latents.lengths[i])
+        at = begin + torch.arange(0, n + repeat, repeat).clamp(max=n)
+        for name in ("mu", "logvar"): parts[name].append(getattr(latents, name)[at])
+        for name, of in ("actions", lambda x: x.mean(0)), ("rewards", torch.sum), ("terminated", torch.any):
+            x = getattr(latents, name)[begin:begin + n]
+            parts[name] += [torch.stack([of(step) for step in x.split(repeat)]), torch.zeros_like(x[:1])]  # no step leaves the last frame
+    return Latents(**{name: torch.cat(x) for name, x in parts.items()}, first=(lengths + 1).cumsum(0) - lengths - 1, lengths=lengths)
 
 # %% ../nbs/05_dream.ipynb #fef36ba8
 GOLDEN = -0x61C8864680B583EB  # 2⁶⁴ / golden ratio, odd: steps of this size visit all of int64, and long stay apart
@@ -221,7 +239,7 @@ class DreamSettings:
     temperature: float = 1.0
     """τ: logits are divided by it, variances multiplied"""
     max_steps: int = 1000
-    """steps after which a dream is cut"""
+    """steps of M after which a dream is cut"""
     done: Literal["never", "threshold", "sample"] = "threshold"
     """when a dream ends: never, where M's done logit is above 0, or by chance with M's probability"""
     done_weight: float = 10.0
@@ -520,7 +538,7 @@ class DreamEnv(gymnasium.Env):
         self.dream, self.over = open_dream(game, world, starts, **settings), True
         self.observe, self.render_mode = observe, render_mode
         self.observation_space, self.action_space = spaces(self.dream, game, observe)
-        self.metadata = self.metadata | {"render_fps": GAMES[game].fps}
+        self.metadata = self.metadata | {"render_fps": GAMES[game].fps / self.dream.dynamics.action_repeat}
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -555,7 +573,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
         self.single_observation_space, self.single_action_space = spaces(self.dream, game, observe)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.metadata, self.rngs = self.metadata | {"render_fps": GAMES[game].fps}, None
+        self.metadata, self.rngs = self.metadata | {"render_fps": GAMES[game].fps / self.dream.dynamics.action_repeat}, None
 
     def reset(self, *, seed: int | Sequence[int] | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         n = self.num_envs
@@ -594,7 +612,7 @@ def foretold(dynamics: Dynamics, latents: Latents, episodes: Sequence[int] | Non
     """
     expected, real = [], []
     for i in range(len(latents)) if episodes is None else episodes:
-        s, n = latents.episode(i), int(latents.lengths[i]) // window * window
+        s, n = latents.episode(i), int(latents.lengths[i]) // window * window  # steps, the last few left out
         if not n: continue
         said = dynamics(latents.mu[s][None, :-1], latents.actions[s][None, :-1]).reward[0]
         for kept, x in (expected, said), (real, latents.rewards[s]): kept.append(x[:n].view(-1, window).sum(1))
@@ -621,25 +639,33 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     a, b = (((v[:, None] > v).sum(1) + 0.5 * (v[:, None] == v).sum(1)) for v in map(np.asarray, (x, y)))
     return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else math.nan
 
+def rank_interval(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of `rank_correlation`, from 1,000 resamplings of the points; NaN where there is no order."""
+    rng = np.random.default_rng(seed)
+    found = [rank_correlation(np.asarray(x)[i], np.asarray(y)[i]) for i in rng.integers(len(x), size=(1000, len(x)))]
+    return tuple(map(float, np.nanpercentile(found, [2.5, 97.5]))) if not np.isnan(found).all() else (math.nan, math.nan)
+
 def leak(world: WorldModel, starts: Starts, controller: ControllerSettings, checkpoints: np.ndarray, real: np.ndarray,
          settings: DreamSettings, temperatures: Sequence[float] = (0.5, 1.0, 1.5), dreams: int = 64) -> dict:
-    """Checkpoints (k, D), scored in dreams at each temperature, against their real returns (k, episodes).
+    """Checkpoints (k, D), scored in dreams at each temperature, beside their real returns (k, episodes).
 
-    Returns {"real": (k,), "dream": {τ: (k,)}, "correlation": {τ: ρ}}.
+    Returns {"real": (k,), "dream": {τ: (k,)}}.
     """
-    real = np.asarray(real).mean(1)
     dreamt = {t: DreamFitness(world, starts, controller, replace(settings, temperature=t))(checkpoints, VALIDATION[:dreams]).mean(1)
               for t in temperatures}
-    return {"real": real, "dream": dreamt, "correlation": {t: rank_correlation(x, real) for t, x in dreamt.items()}}
+    return {"real": np.asarray(real).mean(1), "dream": dreamt}
 
-def draw_leak(found: dict, title: str = "") -> Figure:
-    """Real against dreamt return, one panel a temperature, checkpoints joined in their order: dark is early, bright is late."""
-    fig, axes = plt.subplots(1, len(found["dream"]), figsize=(2.9 * len(found["dream"]) + 0.4, 3.1), sharey=True, squeeze=False)
-    for ax, (t, x) in zip(axes[0], found["dream"].items()):
-        ax.plot(x, found["real"], color=show.FAINT, zorder=1)
-        ax.scatter(x, found["real"], c=np.arange(len(x)), s=34, zorder=2)
-        ax.set(title=f"τ = {t}: ρ = {found['correlation'][t]:.2f}", xlabel="return in the dream")
-    axes[0, 0].set_ylabel(f"{title + ': ' if title else ''}real return")
+def draw_leak(found: dict[str, dict]) -> Figure:
+    """Real against dreamt return: a row for each search and its `leak`, a panel for each temperature; dark is early, bright is late."""
+    temperatures = list(next(iter(found.values()))["dream"])
+    fig, axes = plt.subplots(len(found), len(temperatures), figsize=(2.9 * len(temperatures) + 0.4, 2.6 * len(found) + 0.5), sharey=True, squeeze=False)
+    for line, (name, f) in zip(axes, found.items()):
+        for ax, t in zip(line, temperatures):
+            x, (low, high) = f["dream"][t], rank_interval(f["dream"][t], f["real"])
+            ax.scatter(x, f["real"], c=np.arange(len(x)), s=26)
+            ax.set_title(f"τ = {t}: ρ = {rank_correlation(x, f['real']):.2f} ({low:.2f} to {high:.2f})", fontsize="medium")
+            if line is axes[-1]: ax.set_xlabel("return in the dream")
+        line[0].set_ylabel(f"{name}: real return")
     return fig
 
 # %% ../nbs/05_dream.ipynb #2a5700d3
@@ -669,24 +695,25 @@ def parting(dreamt: torch.Tensor, mu: torch.Tensor, logvar: torch.Tensor, frames
 @torch.inference_mode()
 def film_dream(world: WorldModel, episode: Episode, path, context: int = 50, steps: int = 300, temperature: float = 1.0, seed: int = 0,
                fps: int = 50) -> int | None:
-    """Write a real drive | V's reconstruction | M's open-loop dream of it as an mp4; returns the step at which they part, or None.
+    """Write a real drive | V's reconstruction | M's open-loop dream of it as an mp4; returns the frame at which they part, or None.
 
-    M watches `context` frames first; a frame around the dream marks where they have parted. Raises ValueError for an episode
-    that is too short.
+    M watches `context` frames first; a frame around the dream marks where they have parted. `steps` are frames too, and all are in
+    steps of M's `action_repeat`. Raises ValueError for an episode that is too short.
     """
-    steps = min(steps, len(episode.frames) - context - 1)
+    repeat, steps = world.dynamics.action_repeat, min(steps, len(episode.frames) - context - 1)
     if steps < 50: raise ValueError(f"an episode of {len(episode)} steps is too short for a dream of 50 after {context} to watch")
-    first, last = context + 1, context + steps + 1
-    mu, logvar = map(torch.from_numpy, encode_frames(world.vision, episode.frames[:last]))
-    actions = torch.from_numpy(episode.actions[:last - 1])
+    first, last = context // repeat + 1, (context + steps) // repeat + 1
+    frames = episode.frames[::repeat][:last]
+    mu, logvar = map(torch.from_numpy, encode_frames(world.vision, frames))
+    actions = torch.stack([a.mean(0) for a in torch.from_numpy(episode.actions).split(repeat)])[:last - 1]
     dreamt = open_loop(world.dynamics, mu[None], actions[None], first, temperature, seed)[0]
-    apart = parting(dreamt, mu[first:], logvar[first:])
-    clips = [episode.frames[first:last], *(show.as_uint8(decode_frames(world.vision, z)) for z in (mu[first:], dreamt))]
+    apart = parting(dreamt, mu[first:], logvar[first:], max(1, 25 // repeat))
+    clips = [frames[first:], *(show.as_uint8(decode_frames(world.vision, z)) for z in (mu[first:], dreamt))]
     if apart is not None:
         ink = np.array([int(show.COLORS["dream"][i:i + 2], 16) for i in (1, 3, 5)], np.uint8)
         clips[2][apart:, [0, -1]], clips[2][apart:, :, [0, -1]] = ink, ink
-    show.write_mp4(path, show.side_by_side(*clips, labels=["real", "reconstruction", "dream"]), fps=fps, scale=1)
-    return apart
+    show.write_mp4(path, show.side_by_side(*clips, labels=["real", "reconstruction", "dream"]), fps=fps / repeat, scale=1)
+    return apart if apart is None else apart * repeat
 
 # %% ../nbs/05_dream.ipynb #b7bf4229
 def test_refit(refit: Callable) -> None:
@@ -709,9 +736,9 @@ class PlanSettings:
     """The cross-entropy method over action sequences."""
 
     horizon: int = 40
-    """steps that a plan looks ahead"""
+    """steps of M that a plan looks ahead"""
     hold: int = 5
-    """steps for which an action is kept, and after which a new plan is made"""
+    """steps of M for which an action is kept, and after which a new plan is made"""
     candidates: int = 64
     """plans dreamt in a round"""
     elites: int = 8
@@ -776,21 +803,25 @@ class Planner(Policy):
         self.mean = torch.zeros(n, s.horizon // s.hold, len(self.low))
         self.state, self.seeds, self.t = self.world.dynamics.initial(n), np.array(envs.seeds), 0
 
-    @torch.inference_mode()
     def act(self, frames, rows):
-        began, s, rows = time.time(), self.settings, torch.as_tensor(np.asarray(rows))
-        z, mine = torch.from_numpy(encode_frames(self.world.vision, frames)[0]), self.state.take(rows)
-        if self.t % s.hold == 0:
-            mean, seeds = self.mean[rows], scramble(torch.from_numpy(self.seeds)[rows] + self.t)
-            if self.t: mean = torch.cat([mean[:, 1:], mean[:, -1:]], 1)  # the first decision is past
+        began, (step, rest) = time.time(), divmod(self.t, self.world.dynamics.action_repeat)
+        if not rest: self.decide(frames, torch.as_tensor(np.asarray(rows)), step)
+        self.t, self.acted, self.seconds = self.t + 1, self.acted + len(rows), self.seconds + time.time() - began
+        return within(self.mean[rows, 0], self.low, self.high).numpy()
+
+    @torch.inference_mode()
+    def decide(self, frames: np.ndarray, rows: torch.Tensor, step: int) -> None:
+        """Look, make a new plan where it is time to, and remember what will be done."""
+        s, z, mine = self.settings, torch.from_numpy(encode_frames(self.world.vision, frames)[0]), self.state.take(rows)
+        if step % s.hold == 0:
+            mean, seeds = self.mean[rows], scramble(torch.from_numpy(self.seeds)[rows] + step)
+            if step: mean = torch.cat([mean[:, 1:], mean[:, -1:]], 1)  # the first decision is past
             self.mean[rows] = plan(self.dream, z, mine, mean, self.low, self.high, s, seeds)
             self.dreamt += len(rows) * s.candidates * s.rounds * s.horizon
         actions = within(self.mean[rows, 0], self.low, self.high)
         full = torch.zeros(len(self.mean), z.shape[1]), torch.zeros(len(self.mean), actions.shape[1])
         for whole, part in zip(full, (z, actions)): whole[rows] = part
         _, self.state = self.world.dynamics.step(*full, self.state)
-        self.t, self.acted, self.seconds = self.t + 1, self.acted + len(rows), self.seconds + time.time() - began
-        return actions.numpy()
 
 # %% ../nbs/05_dream.ipynb #7b67e25f
 def drive(policy: Policy, seeds: Sequence[int], size: int = 64, backend: str = "gymnasium", max_steps: int = 1000,
@@ -931,7 +962,7 @@ class Player(anywidget.AnyWidget):
             controller = load_controller(path) if path.exists() else None
         self.controllers = controller and controllers_for(self.dream.world, *controller)
         self.game, self.fresh = GAMES[game], True
-        super().__init__(fps=self.game.fps, temperature=self.dream.settings.temperature, has_controller=controller is not None)
+        super().__init__(fps=round(self.game.fps / self.dream.dynamics.action_repeat), temperature=self.dream.settings.temperature, has_controller=controller is not None)
         self.on_msg(self._hear)
 
     def _hear(self, _, message: dict, buffers) -> None:
