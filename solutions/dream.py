@@ -63,7 +63,7 @@ class IterateSettings:
     """rewards are raised to at least this before: leaving the field costs 100 at once"""
     dreams: int = 64
     """dreams in which the mean of a search is scored, on validation seeds"""
-    temperatures: tuple[float, ...] = (0.5, 1.5)
+    temperatures: tuple[float, ...] = (1.5,)
     """τ of other naive searches beside the one at `dream.temperature`: what temperature alone does"""
     leak_tracks: int = 16
     """validation tracks for a real score of every checkpoint, after everything is trained"""

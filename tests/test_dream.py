@@ -20,6 +20,7 @@ from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
 from worldmodels.rollouts import Envs, make_envs, run_episodes
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.world import WorldModel, data
+from worldmodels.transformer import TraDE, TraDESettings, TransformerMDN, TransformerSettings
 from worldmodels.vae import VAE, Latents, VAESettings
 
 CAR, DOOM = "worldmodels/CarRacingDream-v0", "worldmodels/TakeCoverDream-v0"
@@ -258,6 +259,21 @@ def test_a_population_dreams_as_each_would_alone(world, starts, kind):
         for e, seed in enumerate([5, 6, 7, 8]): np.testing.assert_allclose(fitness(params[p:p + 1], [seed])[0, 0], together[p, e], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("cls, kind", [(TransformerMDN, TransformerSettings), (TraDE, TraDESettings)])
+def test_a_transformer_dreams_too(cls, kind):
+    torch.manual_seed(0)
+    m = cls(kind(latent=4, width=16, depth=1, heads=2, context=5, reward=True, done=True)).eval()
+    world = WorldModel(VAE(VAESettings(latent=4)).eval(), m)
+    latents = make_latents()
+    starts = Starts.from_latents(latents, context=3)
+    fitness = DreamFitness(world, starts, ControllerSettings(), DreamSettings(done="sample", done_weight=0.5, max_steps=12))  # beyond the ring of 5
+    params = params_of(world, 2)
+    together = fitness(params, [5, 6, 7])
+    assert np.isfinite(together).all() and len(set(together.flatten().round(6))) > 3
+    for p in range(2):
+        for e, seed in enumerate([5, 6, 7]): np.testing.assert_allclose(fitness(params[p:p + 1], [seed])[0, 0], together[p, e], rtol=1e-3, atol=1e-3)
+
+
 def test_the_same_candidate_has_the_same_luck(world, starts):
     fitness, params = DreamFitness(world, starts, ControllerSettings(), NEVER), params_of(world, 2)
     twice = fitness(params[[0, 1, 0]], [1, 2])
@@ -390,6 +406,10 @@ def test_actions_beyond_the_bounds_are_clipped(world, starts):
     (dict(starts="nothing.png"), FileNotFoundError, "no picture at nothing.png"), (dict(world="runs/nothing"), FileNotFoundError, "solutions.vae")])
 def test_what_makes_no_dream_is_refused(world, starts, change, error, words):
     with pytest.raises(error, match=words): DreamEnv(**dict(world=world, starts=starts) | change)
+
+
+def test_dreams_that_end_one_at_a_time_begin_at_first_frames(world):
+    with pytest.raises(ValueError, match="Starts without a context"): DreamVectorEnv(2, world=world, starts=Starts.from_latents(make_latents(), context=5))
 
 
 def test_a_run_folder_is_a_world(world, starts, tmp_path):

@@ -179,10 +179,26 @@ def test_planning_is_scored_with_its_cost(whole):
                                                       "--evaluate.max_steps", "10"))
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((whole / "plan.json").read_text())
-    assert len(report["returns"]) == 2 and report["cost"]["ms_a_step"] > 0 and report["cost"]["dreamt_steps_a_step"] == 8 * 3 * 4 / 2
+    assert len(report["returns"]) == 2 and report["cost"]["ms_a_step"] > 0 and report["cost"]["dreamt_steps_a_step"] == 2 * 8 * 3 * 4 / 10  # plans at frames 0 and 8
 
 
 # ---- answers to exercises
+
+def test_dreams_of_every_length_get_the_same_steps(monkeypatch):
+    settings = load(s.DreamRunSettings, ["--settings", "ci", "--dream.max_steps", "40", "--dream.done", "never", "--iterate.context", "0", "--evolve.generations", "1",
+                                         "--evolve.population", "4", "--evolve.episodes", "6", "--evolve.max_steps", "8"], part_of=Sections, command="dream")
+    torch.manual_seed(0)
+    world = WorldModel(VAE().eval(), MDNRNN(MDNRNNSettings(reward=True, done=True)).eval())
+    latents = Latents(*torch.randn(2, 50, 32), torch.zeros(50, 3), torch.zeros(50), torch.zeros(50, dtype=bool), torch.tensor([0, 25]), torch.tensor([24, 24]))
+    asked, search = [], s.evolve
+    def spy(fitness, start, e, seed=0):
+        asked.append((fitness.settings.max_steps, fitness.settings.max_steps * e.episodes, seed))
+        return search(fitness, start, e, seed=seed)
+    monkeypatch.setattr(s, "evolve", spy)
+    found = s.horizons(world, latents, settings, lengths=(20, 60), seeds=(0, 1))
+    assert asked == [(20, 240, 0), (20, 240, 1), (60, 240, 0), (60, 240, 1)]
+    assert set(found) == {20, 60} and all(r["episodes"] == 2 and np.isfinite(r["mean"]) for r in found.values())
+
 
 def test_a_pessimist_pays_the_smaller():
     def fitness(seed, **kind):

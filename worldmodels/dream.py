@@ -569,6 +569,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
                  render_mode: str | None = None, **settings):
         if num_envs < 1: raise ValueError(f"num_envs must be at least 1, not {num_envs}")
         self.dream, self.num_envs = open_dream(game, world, starts, **settings), num_envs
+        if self.dream.starts.context: raise ValueError("rows that end begin anew one at a time, and M cannot look first then: give Starts without a context")
         self.observe, self.render_mode = observe, render_mode
         self.single_observation_space, self.single_action_space = spaces(self.dream, game, observe)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
