@@ -1,14 +1,14 @@
-"""Stage 4 of a run: C, by CMA-ES in the real environment.
+"""Stage 4 of a run: C, by CMA-ES in the real environment; answers to chapter 04's exercises.
 
 python -m solutions.controller --settings quick --run runs/car
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from solutions.settings import TrainSettings, command, open_run
-from worldmodels.controller import RealFitness, evolve, load_controller, save_controller
+from worldmodels.controller import ControllerSettings, EvolveSettings, RealFitness, evolve, load_controller, save_controller
 from worldmodels.tools.world import WorldModel
 
 
@@ -21,6 +21,35 @@ def search(folder: Path, world: WorldModel, s: TrainSettings, start: Callable[[]
         if not origin.exists(): save_controller(origin, s.controller, start() if start else np.zeros(fitness.dimension))
         save_controller(path, s.controller, evolve(fitness, load_controller(origin)[1], s.evolve, folder, s.seed)[0])
     return load_controller(path)[1]
+
+
+def returns_by_memory(world: WorldModel, s: EvolveSettings, tracks: Sequence[int], seed: int = 1) -> dict[str, np.ndarray]:
+    """Exercise 7: returns on `tracks` of the C found on z and h, on z alone, and on z alone with 40 hidden units; the same search for each.
+
+    A start from zeros is poor for a hidden layer: all its units begin alike, and only their random steps tell them apart.
+    """
+    kinds = {"z, h": ControllerSettings(), "z": ControllerSettings(memory=False), "z, 40": ControllerSettings(memory=False, hidden=40)}
+    found = {}
+    for name, kind in kinds.items():
+        fitness = RealFitness(world, kind, s.max_steps, s.patience)
+        mean, _ = evolve(fitness, np.zeros(fitness.dimension), s, seed=seed)
+        found[name] = fitness(mean[None], tracks)[0]
+    return found
+
+
+def mirrored_es(cost: Callable, mean: np.ndarray, sigma: float, population: int = 12, parents: int = 3, generations: int = 40, seed: int = 0) -> list[np.ndarray]:
+    """Exercise 8: the means of the chapter's `simple_es` where for every m + σy there is m − σy.
+
+    On a slope it gains a few percent: one partner of each pair is good exactly because the other is bad. In the valley, next to nothing.
+    Around the bottom of the bowl both partners cost the same, so they are chosen together, and their average is exactly m.
+    """
+    rng, means = np.random.default_rng(seed), []
+    for _ in range(generations):
+        y = rng.standard_normal((population // 2, len(mean)))
+        points = mean + sigma * np.concatenate([y, -y])
+        means.append(mean)
+        mean = points[cost(points).argsort()[:parents]].mean(0)
+    return means
 
 
 def main() -> None:

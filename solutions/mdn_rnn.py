@@ -1,4 +1,4 @@
-"""Stage 3 of a run: every episode encoded once, then M on the latents.
+"""Stage 3 of a run: every episode encoded once, then M on the latents; answers to chapter 02's exercises.
 
 python -m solutions.mdn_rnn --settings quick --run runs/car
 python -m solutions.mdn_rnn --settings quick --run runs/m --store STORE --vision runs/v/vision.safetensors --dynamics.hidden 768
@@ -10,8 +10,9 @@ import torch
 
 from solutions.settings import M_FIELDS, TrainSettings, command, open_run, open_store
 from solutions.vae import learn_vision
-from worldmodels.mdn_rnn import require_actions, train_dynamics
+from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, require_actions, train_dynamics, whole_episodes
 from worldmodels.tools.store import RolloutStore, held_out_serials
+from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, registered, save_model
 from worldmodels.vae import Latents, encode_store
 
@@ -58,6 +59,29 @@ def learn_alone(folder: Path, s: TrainSettings) -> None:
     store = open_store(folder, s)
     vision = learn_vision(folder, store, s) if s.vision else load_model(folder / "vision.safetensors", Vision)
     learn_dynamics(folder, vision, store, s)
+
+
+def nll_by_components(latents: Latents, train, held_out, training: FitSettings, window: int = 64) -> dict[str, torch.Tensor]:
+    """Exercise 6: held-out NLL, nats a dimension, (episodes,), of an M with 1, 2 and 5 Gaussians of its own a dimension, and with 5 shared ones."""
+    found = {}
+    for components, shared in (1, False), (2, False), (5, False), (5, True):
+        torch.manual_seed(0)
+        model = MDNRNN(MDNRNNSettings(latent=latents.mu.shape[1], action_dim=latents.actions.shape[1], components=components, shared=shared))
+        train_dynamics(model, latents, train, window, training)
+        found[f"{components} {'shared' if shared else 'own'}"] = held_out_nll(model, latents, held_out)
+    return found
+
+
+def full_gaussian_nll(latents: Latents, train, held_out) -> float:
+    """Exercise 7: held-out NLL, nats a dimension, of the linear baseline with one Gaussian of full covariance on its errors."""
+    def pairs(episodes):
+        both = [(torch.cat([z[:-1], a, torch.ones(len(a), 1)], 1), z[1:]) for z, a in whole_episodes(latents, episodes)]
+        return (torch.cat(x) for x in zip(*both))
+    x, y = pairs(train)
+    weights = torch.linalg.lstsq(x, y).solution
+    gaussian = torch.distributions.MultivariateNormal(torch.zeros(y.shape[1]), torch.cov((y - x @ weights).T))
+    x, y = pairs(held_out)
+    return -gaussian.log_prob(y - x @ weights).mean().item() / y.shape[1]
 
 
 def main() -> None: learn_alone(*open_run(__doc__, stage=True, joint=False))

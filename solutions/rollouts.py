@@ -1,10 +1,11 @@
-"""Stage 1 of a run: random driving, on the fast environment and on the official one; or other people's data, imported.
+"""Stage 1 of a run: random driving, on the fast environment and on the official one; or other people's data, imported; answers to chapter 00's exercises.
 
 python -m solutions.rollouts --settings quick --run runs/car
 python -m solutions.rollouts import PATH --to STORE
 python -m solutions.rollouts import PATH --to FILE.safetensors --latents
 """
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from solutions.settings import TrainSettings, command, open_run
-from worldmodels.rollouts import NoisePolicy, collect
+from worldmodels.rollouts import NoisePolicy, RoadFollower, collect
 from worldmodels.tools.importers import ImportSettings, import_episodes, natural, read_latents
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
@@ -66,6 +67,26 @@ def import_main(args: list[str]) -> None:
     store = import_episodes(args[0], s.to, reading)
     print(f"{len(store)} episodes, {store.n_frames:,} frames in {s.to}, {store.nbytes / 1e6:.1f} MB"
           + ("" if store.action_dim else "; without actions, so V can learn from them and M cannot"))
+
+
+class Braker(RoadFollower):
+    """Exercise 7, a start: it also looks far ahead, and brakes where the road lies across the picture. There is no one answer."""
+
+    name = "braker"
+
+    def act(self, frames, rows):
+        actions = super().act(frames, rows)
+        size = frames.shape[1]
+        far = frames[:, size * 5 // 16:size * 7 // 16, :, 1] < 150  # (n, rows, size): what is not grass
+        width = far.any(1).sum(1) / size                            # a bend lies across the picture: it is wide
+        actions[:, 2] = np.maximum(actions[:, 2], 0.3 * ((width > 0.5) & (self.speed[rows] > 0.6)))
+        return actions
+
+
+def gap_in_parts(error: Callable, vision: tuple, fast: np.ndarray, official: np.ndarray) -> dict[str, float]:
+    """Exercise 8: `error(frames, *vision)` on unseen frames (n, size, size, 3) uint8 of both kinds, and on official ones made 2 brighter."""
+    brighter = np.minimum(official, 253) + 2  # in uint8 254 + 3 would be 1
+    return {"EnvPool's": error(fast, *vision), "official": error(official, *vision), "official, 2 brighter": error(brighter, *vision)}
 
 
 def main() -> None:

@@ -193,7 +193,34 @@ def test_a_kill_while_writing_leaves_the_old_record(record, monkeypatch):
 
 def test_progress_lists_what_is_solved(capsys, record):
     c.progress()
+    assert capsys.readouterr().out.splitlines()[-1] == "No exercise solved yet."
     check(double, double, doubles)
     c.progress()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "No exercise solved yet." and lines[-1].endswith("  test_check.double")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  test_check.double")
+
+
+def test_progress_knows_the_exercises_of_the_chapters(capsys, record):
+    chapters = c.exercises()
+    assert len(chapters) == 8 and all(len(titles) >= 5 for titles in chapters.values())
+    names = [name for titles in chapters.values() for name in titles.values()]
+    assert len(set(names)) == len(names)  # one record line solves one exercise
+    for name in ("vae.reparameterize", "vae.kl_divergence", *(f"baselines.{x}" for x in chapters["07_baselines"].values())): c._record(name)
+    c.progress()
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["00_rollouts"].endswith("○○○○○○  next: Exercise 1: prepare")
+    assert "●●○○○ " in lines["01_vae"] and lines["01_vae"].endswith("next: Exercise 3: the encoder")
+    assert lines["07_baselines"].endswith("●●●●●●  all solved")
+
+
+def test_a_chapter_that_is_no_notebook_is_named(tmp_path, monkeypatch):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "03_x.ipynb").write_text("<<<<<<< ours")
+    monkeypatch.setattr(c, "_root", tmp_path)
+    with pytest.raises(ValueError, match="03_x.ipynb is not a notebook"): c.progress()
+
+
+def test_progress_without_notebooks_is_a_plain_list(tmp_path, monkeypatch, capsys, record):
+    monkeypatch.setattr(c, "_root", tmp_path)
+    check(double, double, doubles)
+    c.progress()
+    assert len(capsys.readouterr().out.splitlines()) == 2  # what check says, and the line of the record

@@ -488,6 +488,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'worldmodels.tools.check.check': ('tools/check.html#check', 'worldmodels/tools/check.py'),
                                          'worldmodels.tools.check.close': ('tools/check.html#close', 'worldmodels/tools/check.py'),
                                          'worldmodels.tools.check.equal': ('tools/check.html#equal', 'worldmodels/tools/check.py'),
+                                         'worldmodels.tools.check.exercises': ('tools/check.html#exercises', 'worldmodels/tools/check.py'),
                                          'worldmodels.tools.check.progress': ('tools/check.html#progress', 'worldmodels/tools/check.py'),
                                          'worldmodels.tools.check.shape': ('tools/check.html#shape', 'worldmodels/tools/check.py'),
                                          'worldmodels.tools.check.solved': ('tools/check.html#solved', 'worldmodels/tools/check.py'),
