@@ -518,13 +518,14 @@ def slow_world() -> WorldModel:
 def test_c_and_the_planner_decide_once_in_a_step_of_m_and_hold():
     world = slow_world()
     c = controllers_for(world, ControllerSettings(), 0.5 * np.random.default_rng(0).standard_normal((2, 39)))
-    for policy in (WorldModelPolicy(world, c, swerve=0.5), Planner(world, PlanSettings(horizon=2, hold=1, candidates=4, elites=2, rounds=1))):
+    for policy in (WorldModelPolicy(world, c, swerve=0.5), Planner(world, PlanSettings(horizon=8, hold=4, candidates=4, elites=2, rounds=1))):
         taken, envs = [], make_envs(seeds=[100_000, 100_001], size=64)
         try: run_episodes(envs, policy, 10, on_step=lambda rows, frames, actions, *_: taken.append(np.array(actions)))
         finally: envs.close()
         taken = np.stack(taken)
         assert all((taken[t] == taken[t - t % 4]).all() for t in range(10)) and (taken[3] != taken[4]).any()
     assert policy.acted == 20 and policy.dreamt == 3 * 2 * 4 * 2  # three decisions of two cars
+    with pytest.raises(ValueError, match="multiple of the 4 frames"): Planner(world, PlanSettings(horizon=12, hold=6))
 
 
 def test_a_dream_of_longer_steps_is_shown_as_fast_as_the_game(tmp_path):
@@ -611,7 +612,7 @@ def test_planning_finds_what_pays():
     np.testing.assert_array_equal(envs.done[0][1], envs.done[1][1])  # an action is held
 
 
-@pytest.mark.parametrize("change", [dict(horizon=0), dict(hold=3), dict(elites=65), dict(elites=0), dict(rounds=0), dict(temperature=0.0)])
+@pytest.mark.parametrize("change", [dict(horizon=0), dict(hold=5), dict(elites=65), dict(elites=0), dict(rounds=0), dict(temperature=0.0)])
 def test_impossible_plans_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))): PlanSettings(**change)
 

@@ -736,10 +736,10 @@ def test_refit(refit: Callable) -> None:
 class PlanSettings:
     """The cross-entropy method over action sequences."""
 
-    horizon: int = 40
-    """steps of M that a plan looks ahead"""
-    hold: int = 5
-    """steps of M for which an action is kept, and after which a new plan is made"""
+    horizon: int = 48
+    """frames that a plan looks ahead"""
+    hold: int = 4
+    """frames for which an action is kept, and after which a new plan is made"""
     candidates: int = 64
     """plans dreamt in a round"""
     elites: int = 8
@@ -767,7 +767,7 @@ def plan(dream: Dream, z: torch.Tensor, state: State, mean: torch.Tensor, low: t
          settings: PlanSettings, seeds: Sequence[int]) -> torch.Tensor:
     """The best action sequences from here on, by the cross-entropy method (Rubinstein 1999), all rows at once.
 
-    z (n, latent) and M's state of n worlds; mean (n, horizon / hold, action_dim) to search around, and returned anew; low and
+    z (n, latent) and M's state of n worlds; mean (n, horizon / hold, action_dim), both in steps of M, to search around, and returned anew; low and
     high (action_dim,). A row's plans are compared on the same chance, which `seeds` (n,) fix.
     """
     s, n = settings, len(z)
@@ -794,7 +794,10 @@ class Planner(Policy):
     name = "planner"
 
     def __init__(self, world: WorldModel, settings: PlanSettings = PlanSettings()):
-        self.world, self.settings, self.dreamt, self.acted, self.seconds = world, settings, 0, 0, 0.0
+        repeat = world.dynamics.action_repeat
+        if settings.hold % repeat: raise ValueError(f"hold must be a multiple of the {repeat} frames that a step of this M spans, not {settings.hold}")
+        self.world, self.dreamt, self.acted, self.seconds = world, 0, 0, 0.0
+        self.settings = settings = replace(settings, horizon=settings.horizon // repeat, hold=settings.hold // repeat)  # in steps of M from here on
         anywhere = Starts(*torch.zeros(2, 1, world.dynamics.latent))  # never used: a plan begins where the car is
         self.dream = Dream(world, anywhere, DreamSettings(settings.temperature, settings.horizon, done="never"))
 
