@@ -18,11 +18,11 @@ from solutions.settings import EvaluateSettings, command
 from solutions.train import Clock
 from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, load_controller, memories,
                                     save_controller, summary)
-from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, calibrate, done_logits, doom_sections, dream_on, film, fire, play,
+from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, Restless, Runner, calibrate, done_logits, doom_sections, dream_on, film, fire, play,
                               reliability, replay_health, survive, survived)
 from worldmodels.dream import DreamFitness, DreamSettings, Starts, done_probability
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
-from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, collect, require_vizdoom
+from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, Policy, collect, require_vizdoom
 from worldmodels.tools import show
 from worldmodels.tools.settings import claim_run_folder, load, split_settings, write_json
 from worldmodels.tools.store import RolloutStore
@@ -33,6 +33,8 @@ from worldmodels.vae import Latents, VAESettings, decode_frames, encode_frames, 
 
 PAPER = {0.1: ((2086, 140), (193, 58)), 0.5: ((2060, 277), (196, 50)), 1.0: ((1145, 690), (868, 511)),  # τ: dream, game; mean, sd
          1.15: ((918, 546), (1092, 556)), 1.3: ((732, 269), (753, 139))}
+
+BLIND = {"fresh": "random, fresh action", "held": "random, held action", "runner": "to and fro, 100 tics each"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class DoomSettings:
     publish: str = ""
     """folder to write weights, a sample and a card to, in the end"""
     collect: CollectSettings = field(default_factory=lambda: CollectSettings(noise="held", max_steps=MAX_TICS))
+    holds: tuple[int, ...] = (10,)
+    """an action of the random player (noise "held") is held for 1 to so many tics; with several numbers, episodes take turns"""
     shortest: int = 100
     """episodes of so many steps, or fewer, are left out"""
     vae: VAESettings = V_DOOM
@@ -86,6 +90,7 @@ class DoomSettings:
 
     def __post_init__(self):
         if not self.seeds or not self.temperatures: raise ValueError("seeds and temperatures need at least one value each")
+        if not self.holds or min(self.holds) < 1: raise ValueError(f"holds needs at least one number of tics, each at least 1, got {list(self.holds)}")
         if min(self.temperatures) <= 0: raise ValueError(f"temperatures must be above 0, not {min(self.temperatures)}")
         for name in ("dynamics", "transformer", "vit_wm"):
             m = getattr(self, name)
@@ -109,10 +114,20 @@ def scored(tics: np.ndarray) -> dict: return summary(tics) | {"tics": [int(t) fo
 
 # Data, V, M
 
+def blind_players(s: DoomSettings) -> dict[str, Policy]:
+    """Players that do not look: both kinds of chance, and one that runs to and fro."""
+    return {"fresh": NoisePolicy("white", s.evaluate.max_steps), "held": NoisePolicy("held", s.evaluate.max_steps), "runner": Runner()}
+
+
 def random_players(s: DoomSettings) -> dict:
-    """Scores of both kinds of chance on the held-out seeds."""
-    return {name: scored(survive(NoisePolicy(noise, s.evaluate.max_steps), HELD_OUT[:s.evaluate.episodes], s.evaluate.max_steps, s.collect.rows))
-            for name, noise in (("fresh", "white"), ("held", "held"))}
+    """Their scores in the game, on the held-out seeds."""
+    seeds = HELD_OUT[:s.evaluate.episodes]
+    return {name: scored(survive(p, seeds, s.evaluate.max_steps, s.collect.rows)) for name, p in blind_players(s).items()}
+
+
+def explorer(s: DoomSettings) -> Policy:
+    """The player whose games are recorded first."""
+    return Restless(s.holds, s.collect.max_steps) if s.collect.noise == "held" else NoisePolicy(s.collect.noise, s.collect.max_steps)
 
 
 def usable(store: RolloutStore, s: DoomSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -261,7 +276,7 @@ def table(found: list[dict], random: dict, s: DoomSettings) -> str:
         c = at(model=name)
         lines.append(f"| {s.dream.temperature:g}, {name} | {told(c and c['dream'])} | {told(c and c['game'])} |" + " |" * (2 * len(s.seeds)))
     for name, r in random.items():
-        lines.append(f"| random, {name} action | | {told(r)} |" + " |" * (2 * len(s.seeds) - 1) + (" 210 ± 108 |" if name == "fresh" else " |"))
+        lines.append(f"| {BLIND[name]} | | {told(r)} |" + " |" * (2 * len(s.seeds) - 1) + (" 210 ± 108 |" if name == "fresh" else " |"))
     return "\n".join(lines) + f"\n\nMean ± sd of {s.evaluate.episodes} episodes, in steps; games on seeds {HELD_OUT[0]} and up.\n"
 
 
@@ -396,11 +411,8 @@ def main() -> None:
     require_vizdoom()
     run = claim_run_folder(Path(s.run), s, s.fresh, ignore=("fresh", "run", "cells", "publish", "seeds", "temperatures", "models"))
     clock = Clock(run)
-    random = once(run / "random.json", lambda: random_players(s))
-    for name, r in random.items(): print(f"random, {name} action: {r['mean']:.0f} ± {r['sd']:.0f} tics")
-    clock("random players")
     store = RolloutStore.create(run / "store", TAKE_COVER, s.collect.size, 1)
-    collect(store, NoisePolicy(s.collect.noise, s.collect.max_steps), s.collect.episodes, "fast", 0, s.collect.max_steps, s.collect.rows, "random")
+    collect(store, explorer(s), s.collect.episodes, "fast", 0, s.collect.max_steps, s.collect.rows, "random")
     clock("games")
     rounds = {}
     for tau, seed, name in all_cells(s)[:s.cells or None]:
@@ -408,7 +420,10 @@ def main() -> None:
         world, games = rounds[seed]
         if name != "MDNRNN": world = other_world(run, name, games, s, seed, clock, world)
         run_cell(folder_of(run, s, seed, name), world, games, s, tau, seed, clock)
+        random = once(run / "random.json", lambda: random_players(s))
+        clock("players that do not look")
         report(run, random, s)
+    for name, r in random.items(): print(f"{BLIND[name]}: {r['mean']:.0f} ± {r['sd']:.0f} tics")
     (world, _), folder, coldest = rounds[s.seeds[0]], folder_of(run, s, s.seeds[0]), min(s.temperatures)
     for tau, name in ((s.dream.temperature, "player"), (coldest, "cheat")):
         if (folder / f"tau-{tau:g}" / "score.json").exists() and (name == "player" or coldest < s.dream.temperature): films(run, folder, world, s, tau, name)

@@ -3,6 +3,7 @@ import json, os, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import imageio.v3
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import torch
 from solutions import doom as solution
 from worldmodels import doom, rollouts
 from worldmodels.controller import WorldModelPolicy, controllers_for, save_controller
-from worldmodels.doom import (C_DOOM, M_DOOM, TAKE_COVER, V_DOOM, calibrate, done_logits, done_loss, dream_on, film, fire, platt, play,
-                              replay_health, survive)
+from worldmodels.doom import (C_DOOM, M_DOOM, TAKE_COVER, V_DOOM, Restless, Runner, calibrate, done_logits, done_loss, dream_on, film, fire, platt, play,
+                              replay_health, survive, survive_dreams)
 from worldmodels.dream import DreamFitness, DreamSettings, Starts, done_probability
 from worldmodels.mdn_rnn import MDNRNN, windows
 from worldmodels.rollouts import NoisePolicy, Policy, buttons, collect, make_envs, prepare_doom, record
@@ -115,6 +116,37 @@ def test_games_are_recorded_and_health_can_be_replayed(tmp_path):
         assert (health[-1] <= 0) == e.terminated[-1]
     with pytest.raises(ValueError, match="takes 1 numbers an action, CarRacing-v3 has 3"):
         collect(RolloutStore.create(tmp_path / "car", "CarRacing-v3", 64, 1), NoisePolicy(), 1)
+
+
+class Rows:
+    """Rows of games as a policy sees them before the first frame."""
+    action_space = gymnasium.spaces.Box(np.float32([-1]), np.float32([1]))
+
+    def __init__(self, seeds): self.seeds = seeds
+
+
+def acts(policy, seeds, steps):
+    policy.start(Rows(seeds))
+    return np.stack([policy.act(None, np.arange(len(seeds))) for _ in range(steps)], 1)  # (rows, steps, 1)
+
+
+def test_a_restless_player_holds_as_long_as_its_seed_says():
+    a = acts(Restless((10, 30, 100), 2000), [3, 4, 5, 33], 2000)
+    assert a.shape == (4, 2000, 1) and np.abs(a).max() <= 1
+    longest = [np.diff(np.flatnonzero(np.diff(x[:, 0], prepend=9, append=9))).max() for x in a]
+    assert longest[0] <= 10 < longest[1] <= 30 < longest[2] <= 100 and longest[3] <= 10
+    np.testing.assert_array_equal(acts(Restless((10, 30, 100), 2000), [5, 8], 2000)[0], a[2])
+    np.testing.assert_array_equal(acts(Restless((10,), 2000), [3], 2000)[0], acts(NoisePolicy("held", 2000), [3], 2000)[0])
+    with pytest.raises(ValueError, match="1 tic or more"): Restless(())
+    with pytest.raises(ValueError, match="1 tic or more"): Restless((10, 0))
+
+
+def test_a_runner_turns_in_time():
+    a = acts(Runner(100), [0, 1], 301)[:, :, 0]
+    assert (a[0] == a[1]).all() and set(a[0]) == {-1.0, 1.0}
+    np.testing.assert_array_equal(np.flatnonzero(np.diff(a[0])) + 1, [49, 149, 249])
+    assert a[0, 0] == -1
+    with pytest.raises(ValueError, match="1 tic"): Runner(0)
 
 
 def test_vizdoom_missing_names_the_package_and_spares_the_others(monkeypatch):
@@ -253,6 +285,14 @@ def test_a_dream_is_followed_to_its_end_and_agrees_with_the_fitness(world):
     np.testing.assert_array_equal(doom.survived(logits > 0).numpy(), returns)
 
 
+def test_blind_players_dream_alone_and_as_long_as_their_actions_let_them(world):
+    starts, settings = Starts(torch.zeros(1, 8), torch.zeros(1, 8)), DreamSettings(max_steps=40, reward="alive", done="sample", done_weight=0.1)
+    lived = survive_dreams(world, starts, settings, NoisePolicy("held", 40), [3, 4, 5, 6])
+    assert lived.shape == (4,) and 1 <= lived.min() < lived.max() <= 40
+    np.testing.assert_array_equal(survive_dreams(world, starts, settings, NoisePolicy("held", 40), [5, 9])[0], lived[2])
+    assert (survive_dreams(world, starts, replace(settings, done="never"), Runner(), [1, 2]) == 40).all()
+
+
 def test_a_game_is_played_and_filmed(world, tmp_path):
     screens, episode = play(world, C_DOOM, numbers(world), 3, 40)
     assert len(screens) == len(episode.frames) == 41 and screens[0].shape == (200, 320, 3)
@@ -357,7 +397,7 @@ def test_a_round_adds_the_players_own_games(whole, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (("--vae.latent", "32"), "vae.latent is 32 and dynamics.latent 64"), (("--dynamics.done", "false"), "nobody dies"),
-    (("--temperatures", "[0]"), "temperatures must be above 0"), (("--seeds", "[]"), "at least one value"),
+    (("--temperatures", "[0]"), "temperatures must be above 0"), (("--holds", "[10,0]"), "each at least 1"), (("--seeds", "[]"), "at least one value"),
     (("--dream.tempratur", "1"), "did you mean --dream.temperature"), (("--ending", "2"), "share from 0 to 1")])
 def test_wrong_settings_are_refused_and_write_nothing(tmp_path, flags, message):
     with pytest.raises(ValueError, match=message): solution.read_settings(["--settings", "ci", "--run", str(tmp_path / "run"), *flags])
