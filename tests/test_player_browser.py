@@ -1,38 +1,15 @@
 """The player in a real browser: JupyterLab on loopback, the chapter's own cell, keys, and a picture that changes."""
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-CHROMIUM = next((path for name in ("chromium", "chromium-browser") if (path := shutil.which(name))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+from lab import ROOT, opened, served, started_browser
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """Debian's Chromium; without one the test is skipped, loudly, and in CI it fails."""
-    if CHROMIUM is None:
-        message = "no chromium on the PATH: the player was NOT tested in a browser (apt install chromium)"
-        if os.environ.get("CI"): pytest.fail(message)
-        pytest.skip(message)
-    try: from playwright import sync_api
-    except ImportError:
-        message = "no playwright: the player was NOT tested in a browser (pip install playwright)"
-        if os.environ.get("CI"): pytest.fail(message)
-        pytest.skip(message)
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield chromium
-        chromium.close()
+    with started_browser() as chromium: yield chromium
 
 
 def cell_of_the_chapter() -> str:
@@ -46,37 +23,11 @@ def cell_of_the_chapter() -> str:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, browser):
     """A JupyterLab with a notebook of that one cell; gives the notebook's address."""
-    folder = tmp_path_factory.mktemp("lab")
-    cell = {"cell_type": "code", "id": "play", "metadata": {}, "source": cell_of_the_chapter(), "outputs": [], "execution_count": None}
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    (folder / "play.ipynb").write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    homes = {name: str(folder / "home") for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.token=", "--ServerApp.password=", "--ServerApp.ip=127.0.0.1",
-               f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
-    with open(folder / "lab.log", "wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder,
-                                  env=os.environ | homes | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))})
-    try:
-        deadline, up = time.time() + 240, False
-        while not up and server.poll() is None and time.time() < deadline:
-            try: up = urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).status == 200
-            except OSError: time.sleep(0.25)
-        assert up, (folder / "lab.log").read_text()[-3000:]
-        yield f"http://127.0.0.1:{port}/lab/tree/play.ipynb"
-    finally:
-        server.terminate()
-        try: server.wait(15)
-        except subprocess.TimeoutExpired: server.kill()
+    with served(tmp_path_factory.mktemp("lab"), [cell_of_the_chapter()]) as address: yield address
 
 
 def test_a_person_drives_through_the_dream(browser, lab):
-    page = browser.new_page()
-    page.goto(lab, timeout=120_000)
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
-    page.wait_for_function("() => document.body.innerText.includes('| Idle')", timeout=120_000)  # the kernel is there
+    page = opened(browser, lab)
     page.click(".jp-Notebook .jp-Cell")
     page.keyboard.press("Shift+Enter")
     player = page.wait_for_selector(".dream-player[data-step]", timeout=240_000)

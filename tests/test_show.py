@@ -192,3 +192,15 @@ def test_style_is_only_set_on_request():
     code = ("import matplotlib; before = dict(matplotlib.rcParams); from worldmodels.tools import show;"
             "assert dict(matplotlib.rcParams) == before; show.use_style(); assert dict(matplotlib.rcParams) != before")
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_a_figure_of_pyplots_is_shown_with_its_description_and_closed(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, metadata, raw: shown.append((data, metadata, raw)))
+    plt.plot([1, 2])
+    show.plotted("A line that rises.")
+    (data, metadata, raw), = shown
+    assert data["image/png"] and data["text/plain"] == "<Picture: A line that rises.>" and metadata == {"image/png": {"alt": "A line that rises."}} and raw
+    assert not plt.get_fignums()
+    with pytest.raises(ValueError, match="nothing has been drawn"): show.plotted("A line.")
+    with pytest.raises(ValueError, match="needs a description"): show.plotted(" ")

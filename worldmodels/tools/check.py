@@ -166,7 +166,7 @@ def exercises() -> dict[str, dict[str, str]]:
             elif call := _CALL.search(text): found[path.stem][title] = (call[2] or call[1]).split(".")[-1]
     return found
 
-# %% ../../nbs/tools/check.ipynb #054e783b
+# %% ../../nbs/tools/check.ipynb #4a7f602f
 def progress() -> None:
     """Prints which exercises are solved in this checkout, chapter by chapter, and which is next. Raises ValueError for an unreadable record."""
     record, chapters = solved(), exercises()
