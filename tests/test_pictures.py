@@ -7,7 +7,6 @@ import pytest
 
 NBS = Path(__file__).parents[1] / "nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
-WITH_SHOW = {"05_dream", "06_doom"}  # still plt.show(), which has no description
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -16,7 +15,7 @@ def test_pictures_have_alternative_text(path):
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown": assert all(alt.strip() for alt in re.findall(r"!\[([^\]]*)\]\(", source)), source[:80]
-        elif path.stem not in WITH_SHOW:
+        else:
             assert not re.search(r"^plt\.show\(\)", source, re.M), "show.plotted('what is to be seen')"
             for output in cell["outputs"]:
                 if "image/png" in output.get("data", {}): assert output["metadata"].get("image/png", {}).get("alt", "").strip(), source[:80]
