@@ -26,6 +26,7 @@ def lab(tmp_path_factory, browser):
     with served(tmp_path_factory.mktemp("lab"), [cell_of_the_chapter()]) as address: yield address
 
 
+@pytest.mark.timing
 def test_a_person_drives_through_the_dream(browser, lab):
     page = opened(browser, lab)
     page.click(".jp-Notebook .jp-Cell")
