@@ -225,6 +225,7 @@ def held_out_score(folder: Path, world: WorldModel, params: np.ndarray, s: Dream
 
 def main() -> None:
     folder, s = open_run()
+    show.use_style()
     clock = Clock(folder)
     store = drive_randomly(folder, s)
     clock("random driving")
@@ -255,7 +256,7 @@ def report(folder: Path, store: RolloutStore, made: list[tuple], s: DreamRunSett
     searches = [look_back(*one, store, s) for one in made]
     rounds = [found for found in searches if not found["search"].startswith("naive")]
     draw_rounds(rounds).savefig(folder / "rounds.png")
-    leaks = {found["search"]: found["leak"] for found in searches if found not in rounds}
+    leaks = {f"naive, τ = {t}": found["leak"] for t, found in zip((s.dream.temperature, *s.iterate.temperatures), (x for x in searches if x not in rounds))}
     leaks["iterated"] = {"real": np.concatenate([found["leak"]["real"] for found in rounds]),  # each search in the dream it was made in
                          "dream": {t: np.concatenate([found["leak"]["dream"][t] for found in rounds]) for t in LEAK_TEMPERATURES}}
     draw_leak(leaks).savefig(folder / "leak.png")

@@ -659,14 +659,15 @@ def leak(world: WorldModel, starts: Starts, controller: ControllerSettings, chec
 def draw_leak(found: dict[str, dict]) -> Figure:
     """Real against dreamt return: a row for each search and its `leak`, a panel for each temperature; dark is early, bright is late."""
     temperatures = list(next(iter(found.values()))["dream"])
-    fig, axes = plt.subplots(len(found), len(temperatures), figsize=(2.9 * len(temperatures) + 0.4, 2.6 * len(found) + 0.5), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(len(found), len(temperatures), figsize=(2.9 * len(temperatures) + 0.4, 2.6 * len(found) + 0.5), sharey=True, squeeze=False,
+                             layout="constrained")
     for line, (name, f) in zip(axes, found.items()):
         for ax, t in zip(line, temperatures):
             x, (low, high) = f["dream"][t], rank_interval(f["dream"][t], f["real"])
             ax.scatter(x, f["real"], c=np.arange(len(x)), s=26)
             ax.set_title(f"τ = {t}: ρ = {rank_correlation(x, f['real']):.2f} ({low:.2f} to {high:.2f})", fontsize="medium")
-            if line is axes[-1]: ax.set_xlabel("return in the dream")
         line[0].set_ylabel(f"{name}: real return")
+    for ax in axes[-1]: ax.set_xlabel("return in the dream")
     return fig
 
 # %% ../nbs/05_dream.ipynb #2a5700d3
