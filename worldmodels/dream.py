@@ -906,18 +906,17 @@ function render({ model, el }) {
   const again = element("button", panel, { textContent: "Begin a new dream", className: "reset" });
   const note = element("div", panel, { className: "note", textContent: "Click on the picture, then use the arrow keys." });
 
-  let alive = true, fresh = true, waiting = false, rate = 0, last = 0;
+  let over = false, fresh = true, asked = 0, pace = 0, last = 0;
   const tick = () => {
-    if (!alive || waiting) return;
-    waiting = true;
-    last = performance.now();
+    if (over || asked > 1) return;  // one frame on its way while another is drawn
+    asked += 1;
     model.send({ type: "tick", keys: [...held], temperature: Number(slider.value), controller: box.checked, reset: fresh });
     fresh = false;
   };
   const heard = (message, buffers) => {
-    waiting = false;
-    if (message.type === "error") note.textContent = message.text;
-    if (message.type !== "frame") return;
+    asked -= 1;
+    if (message.type === "error") { over = true; note.textContent = message.text; }
+    if (message.type !== "frame" || over) return;
     const url = URL.createObjectURL(new Blob([buffers[0]], { type: "image/png" }));
     picture.onload = () => URL.revokeObjectURL(url);
     picture.src = url;
@@ -925,13 +924,14 @@ function render({ model, el }) {
     root.dataset.wheel = message.wheel;
     for (const name of ["step", "reward", "return", "done"]) rows[name].textContent = message[name];
     shown.textContent = Number(slider.value).toFixed(2);
-    const took = performance.now() - last, pause = Math.max(0, 1000 / model.get("fps") - took);
-    rate = rate ? 0.95 * rate + 0.05 * 1000 / (took + pause) : 1000 / (took + pause);
-    rows["frames/s"].textContent = rate.toFixed(0);
-    note.textContent = message.over ? "The dream is over." : "Click on the picture, then use the arrow keys.";
-    if (!message.over) setTimeout(tick, pause);
+    const now = performance.now(), since = now - last;
+    if (last) pace = pace ? 0.95 * pace + 0.05 * since : since;  // milliseconds from frame to frame
+    last = now;
+    rows["frames/s"].textContent = pace ? (1000 / pace).toFixed(0) : "";
+    over = message.over && !fresh;
+    note.textContent = over ? "The dream is over." : "Click on the picture, then use the arrow keys.";
   };
-  const reset = () => { const over = note.textContent === "The dream is over."; fresh = true; root.focus(); if (over) tick(); };
+  const reset = () => { fresh = true; over = false; root.focus(); };
   model.on("msg:custom", heard);
   again.addEventListener("click", reset);
   picture.addEventListener("click", () => root.focus());
@@ -941,8 +941,8 @@ function render({ model, el }) {
   });
   root.addEventListener("keyup", event => { if (event.key in NAMES) { held.delete(NAMES[event.key]); event.stopPropagation(); } });
   root.addEventListener("focusout", event => { if (!root.contains(event.relatedTarget)) held.clear(); });
-  tick();
-  return () => { alive = false; model.off("msg:custom", heard); };
+  const clock = setInterval(tick, 1000 / model.get("fps"));
+  return () => { clearInterval(clock); model.off("msg:custom", heard); };
 }
 
 export default { render };
