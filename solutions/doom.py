@@ -20,7 +20,7 @@ from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldMod
                                     save_controller, summary)
 from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, Restless, Runner, calibrate, done_logits, doom_sections, dream_on, film, fire, play,
                               reliability, replay_health, survive, survived)
-from worldmodels.dream import DreamFitness, DreamSettings, Starts, done_probability
+from worldmodels.dream import DreamFitness, DreamSettings, Starts, coarsen, done_probability
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
 from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, Policy, collect, require_vizdoom
 from worldmodels.tools import show
@@ -39,7 +39,7 @@ BLIND = {"fresh": "random, fresh action", "held": "random, held action", "runner
 
 @dataclass(frozen=True)
 class DoomSettings:
-    """Everything from the first game to the table. The defaults are the paper's numbers."""
+    """Everything from the first game to the table. The defaults are the paper's numbers. Times are tics, whatever a step of M spans."""
 
     run: str = "runs/doom"
     """folder of the run"""
@@ -70,7 +70,7 @@ class DoomSettings:
     clip: int = 32
     """steps of an episode in one clip that a ViT-WM is trained on"""
     window: int = 500
-    """steps of an episode that M sees in one piece"""
+    """tics of an episode that M sees in one piece"""
     ending: float = 0.0
     """share of those windows that end where the episode does"""
     calibrate: bool = False
@@ -156,11 +156,12 @@ def learn_dynamics(folder: Path, vision: Vision, store: RolloutStore, s: DoomSet
     """V with the M of `folder`, trained and calibrated unless it is there; what is known about it in m.json."""
     path, (train, held_out) = folder / "dynamics.safetensors", usable(store, s)
     if not path.exists():
-        latents = encode(folder, vision, store)
         torch.manual_seed(seed)
         model = MDNRNN(s.dynamics) if name == "MDNRNN" else TransformerMDN(s.transformer)
         if start is not None: model.load_state_dict(start.dynamics.state_dict())
-        model = train_dynamics(model, latents, train, s.window, s.dynamics_fit, folder, seed, ending=s.ending, done_weight=s.dream.done_weight)
+        repeat = model.action_repeat
+        latents = coarsen(encode(folder, vision, store), repeat)
+        model = train_dynamics(model, latents, train, s.window // repeat, s.dynamics_fit, folder, seed, ending=s.ending, done_weight=s.dream.done_weight)
         write_json(folder / "m.json", examine(model, latents, held_out, s, folder))
         save_model(path, model)
     return WorldModel(vision, load_model(path, Dynamics))
@@ -212,16 +213,17 @@ def honest(p: torch.Tensor, died: torch.Tensor) -> tuple[np.ndarray, np.ndarray]
 def cell(folder: Path, world: WorldModel, latents: Latents, train: np.ndarray, s: DoomSettings, tau: float, seed: int) -> dict:
     """The controller of one temperature, found in its dream unless it is there, and its scores: dream and game."""
     folder.mkdir(exist_ok=True)
-    path, starts, dream = folder / "controller.safetensors", Starts.from_latents(latents, train), replace(s.dream, temperature=tau)
+    path, starts, repeat = folder / "controller.safetensors", Starts.from_latents(latents, train), world.dynamics.action_repeat
+    dream = lambda tics: replace(s.dream, temperature=tau, max_steps=tics // repeat)
     if not path.exists():
-        fitness = DreamFitness(world, starts, s.controller, replace(dream, max_steps=s.evolve.max_steps))
+        fitness = DreamFitness(world, starts, s.controller, dream(s.evolve.max_steps))
         save_controller(path, s.controller, evolve(fitness, np.zeros(fitness.dimension), s.evolve, folder, seed)[0])
     params, seeds = load_controller(path)[1], HELD_OUT[:s.evaluate.episodes]
 
     def both() -> dict:
         policy = WorldModelPolicy(world, controllers_for(world, s.controller, params))
         return {"tau": tau, "seed": seed, "model": type(world.dynamics).__name__,
-                "dream": scored(DreamFitness(world, starts, s.controller, dream)(params[None], seeds)[0]),
+                "dream": scored(repeat * DreamFitness(world, starts, s.controller, dream(s.dream.max_steps))(params[None], seeds)[0]),
                 "game": scored(survive(policy, seeds, s.evaluate.max_steps, s.collect.rows))}
     return once(folder / "score.json", both)
 
@@ -277,7 +279,7 @@ def table(found: list[dict], random: dict, s: DoomSettings) -> str:
         lines.append(f"| {s.dream.temperature:g}, {name} | {told(c and c['dream'])} | {told(c and c['game'])} |" + " |" * (2 * len(s.seeds)))
     for name, r in random.items():
         lines.append(f"| {BLIND[name]} | | {told(r)} |" + " |" * (2 * len(s.seeds) - 1) + (" 210 ± 108 |" if name == "fresh" else " |"))
-    return "\n".join(lines) + f"\n\nMean ± sd of {s.evaluate.episodes} episodes, in steps; games on seeds {HELD_OUT[0]} and up.\n"
+    return "\n".join(lines) + f"\n\nMean ± sd of {s.evaluate.episodes} episodes, in tics; games on seeds {HELD_OUT[0]} and up.\n"
 
 
 def figure(found: list[dict], random: dict, path: Path) -> None:
@@ -285,7 +287,7 @@ def figure(found: list[dict], random: dict, path: Path) -> None:
     mine = sorted((c for c in found if c["model"] == "MDNRNN"), key=lambda c: c["tau"])
     columns = {"dream": ("dream", 0), "real": ("game", 1)}
     fig = show.curves({f"paper, {where}": ([*PAPER], [p[k][0] for p in PAPER.values()]) for where, k in columns.values()}, "temperature τ",
-                      "survived (steps)", hline={"baseline": random["fresh"]["mean"]})
+                      "survived (tics)", hline={"baseline": random["fresh"]["mean"]})
     for name, (where, _) in columns.items():
         for k, seed in enumerate(sorted({c["seed"] for c in mine})):
             x, y = zip(*((c["tau"], c[where]) for c in mine if c["seed"] == seed))
@@ -296,17 +298,18 @@ def figure(found: list[dict], random: dict, path: Path) -> None:
     fig.savefig(path)
 
 
-def films(run: Path, folder: Path, world: WorldModel, s: DoomSettings, tau: float, name: str, steps: int = 1050) -> None:
+def films(run: Path, folder: Path, world: WorldModel, s: DoomSettings, tau: float, name: str, tics: int = 1050) -> None:
     """NAME-game.mp4, NAME-dream.mp4 and NAME-both.mp4 in `run`: the game beside what V sees, the dream, and both from one first frame."""
     if (run / f"{name}-both.mp4").exists(): return
     settings, params = load_controller(folder / f"tau-{tau:g}" / "controller.safetensors")
-    screens, game = play(world, settings, params, HELD_OUT[0], min(steps, s.evaluate.max_steps))
+    tics, repeat = min(tics, s.evaluate.max_steps), world.dynamics.action_repeat
+    screens, game = play(world, settings, params, HELD_OUT[0], tics)
     mu, logvar = encode_frames(world.vision, game.frames)
     starts = Starts(torch.from_numpy(mu[:1]), torch.from_numpy(logvar[:1]))
-    z, logits = dream_on(world, settings, params, starts, replace(s.dream, temperature=tau, max_steps=min(steps, s.evaluate.max_steps)), [HELD_OUT[0]])
+    z, logits = dream_on(world, settings, params, starts, replace(s.dream, temperature=tau, max_steps=tics // repeat), [HELD_OUT[0]])
     dead = logits > 0
     if s.dream.done == "sample": dead = torch.rand(logits.shape, generator=torch.Generator().manual_seed(0)) < done_probability(logits, s.dream.done_weight)
-    dream = decode_frames(world.vision, z[:int(survived(dead)[0]) + 1, 0])
+    dream = decode_frames(world.vision, z[:int(survived(dead)[0]) + 1, 0]).repeat(repeat, 0)
     film(run / f"{name}-game.mp4", {"the game": screens, "what V sees": decode_frames(world.vision, mu)})
     film(run / f"{name}-dream.mp4", {f"a dream, τ = {tau:g}": dream})
     film(run / f"{name}-both.mp4", {"the game": screens, f"the dream, τ = {tau:g}": dream})
@@ -378,8 +381,10 @@ def r_squared(x: torch.Tensor, y: torch.Tensor, train: torch.Tensor, ridge: floa
 
 def health_in_memory(world: WorldModel, store: RolloutStore, latents: Latents) -> dict[str, float]:
     """How much of the health a linear fit reads off the tic alone, z, and z with M's memory: R² on held-out episodes."""
-    health = torch.cat([torch.from_numpy(replay_health(e.seed, e.actions)) for e in store.episodes()])
-    time = torch.cat([torch.arange(int(n) + 1.0) for n in latents.lengths])[:, None]
+    repeat = world.dynamics.action_repeat
+    at = [[*range(0, int(n), repeat), int(n)] for n in latents.lengths]  # the tics that M sees
+    health = torch.cat([torch.from_numpy(replay_health(e.seed, e.actions)[tics]) for e, tics in zip(store.episodes(), at)])
+    time, latents = torch.tensor(sum(at, []))[:, None].float(), coarsen(latents, repeat)
     known = torch.zeros(len(health), dtype=torch.bool)
     for i in store.split()[0]: known[latents.episode(int(i))] = True
     seen = memories(world, latents)

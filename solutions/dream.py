@@ -19,8 +19,8 @@ from solutions.rollouts import drive_randomly
 from solutions.settings import M_FIELDS, Sections, TrainSettings, command
 from solutions.train import Clock
 from solutions.vae import learn_vision
-from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, controllers_for, evolve, film, imitate, load_controller,
-                                    memories, save_controller, score, summary)
+from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, carry_over, controllers_for, evolve, film, load_controller,
+                                    save_controller, score, summary)
 from worldmodels.dream import (DreamFitness, DreamSettings, Starts, coarsen, draw_leak, film_dream, foretold, joined, leak, rank_correlation,
                                rank_interval, smooth)
 from worldmodels.mdn_rnn import MDNRNNSettings, train_dynamics
@@ -140,14 +140,11 @@ def starts_of(latents: Latents, s: DreamRunSettings) -> Starts:
     return Starts.from_latents(latents, context=s.iterate.context, beginnings=s.iterate.beginnings)
 
 
-def carry_over(old: WorldModel, params: np.ndarray, new: WorldModel, latents: Latents, s: DreamRunSettings) -> np.ndarray:
-    """The C that decides on the memory of a new M most nearly as `params` does on the old one's, on some driving.
-
-    M's features have changed their meaning with its weights. Only a linear C is found so; another one stays what it was.
-    """
+def moved(old: WorldModel, params: np.ndarray, new: WorldModel, latents: Latents, first: int, s: DreamRunSettings) -> np.ndarray:
+    """C as a new M's memory needs it, by the driving from episode `first` on; only a linear C can be carried over, another stays what it was."""
     if s.controller != ControllerSettings(): return params
-    seen = memories(old, latents)
-    return imitate(memories(new, latents), controllers_for(old, s.controller, params)(seen, torch.zeros(len(seen), dtype=torch.long)))
+    last = select(latents, range(first, len(latents)))
+    return carry_over(old, s.controller, params, new, last, last)
 
 
 def dream_on(folder: Path, world: WorldModel, latents: Latents, s: DreamRunSettings, round: int, start: Callable | None = None) -> np.ndarray:
@@ -239,8 +236,7 @@ def main() -> None:
         old, known = world, latents
         world, latents = learn(here, store, vision, s, old, known)
         clock(f"round {round}: M")
-        carried = lambda: carry_over(old, checkpoints[-1], world, select(latents, range(len(known), len(latents))), s)
-        checkpoints = dream_on(here, world, latents, s, round, carried if round else None)
+        checkpoints = dream_on(here, world, latents, s, round, (lambda: moved(old, checkpoints[-1], world, latents, len(known), s)) if round else None)
         clock(f"round {round}: C")
         made.append((here, world, latents, checkpoints))
         if round: continue
@@ -252,11 +248,11 @@ def main() -> None:
 
 
 def report(folder: Path, store: RolloutStore, made: list[tuple], s: DreamRunSettings, clock: Clock) -> None:
-    """Score every search on validation tracks, the naive C and the last on the held-out ones; write report.json, figures and films."""
+    """Score every search on validation tracks, the naive C and the last on the held-out ones; write rounds.json, figures and films."""
     searches = [look_back(*one, store, s) for one in made]
     rounds = [found for found in searches if not found["search"].startswith("naive")]
     draw_rounds(rounds).savefig(folder / "rounds.png")
-    leaks = {f"naive, τ = {t}": found["leak"] for t, found in zip((s.dream.temperature, *s.iterate.temperatures), (x for x in searches if x not in rounds))}
+    leaks = {found["search"]: found["leak"] for found in searches if found not in rounds}
     leaks["iterated"] = {"real": np.concatenate([found["leak"]["real"] for found in rounds]),  # each search in the dream it was made in
                          "dream": {t: np.concatenate([found["leak"]["dream"][t] for found in rounds]) for t in LEAK_TEMPERATURES}}
     draw_leak(leaks).savefig(folder / "leak.png")

@@ -16,7 +16,7 @@ def select(latents: Latents, episodes) -> Latents:
     slices = [latents.episode(i) for i in episodes]
     lengths = latents.lengths[torch.as_tensor(episodes)]
     parts = {name: torch.cat([getattr(latents, name)[at] for at in slices]) for name in ("mu", "logvar", "actions", "rewards", "terminated")}
-    return Latents(**parts, first=(lengths + 1).cumsum(0) - lengths - 1, lengths=lengths)
+    return Latents(**parts, first=(lengths + 1).cumsum(0) - lengths - 1, lengths=lengths, repeat=latents.repeat)
 
 
 def cdf(mixture: Mixture, z: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from solutions.controller import search
 from solutions.evaluate import evaluate
@@ -16,7 +15,8 @@ from solutions.rollouts import drive_randomly
 from solutions.settings import TrainSettings, command, open_run, open_store
 from solutions.transformer import learn_vit_wm
 from solutions.vae import learn_vision
-from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, film, imitate, memories
+from worldmodels.controller import ControllerSettings, WorldModelPolicy, carry_over, controllers_for, film
+from worldmodels.dream import coarsen
 from worldmodels.rollouts import HELD_OUT, collect
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import append_line
@@ -67,9 +67,8 @@ def scout(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock) -> 
 
 def retrace(folder: Path, store: RolloutStore, old: WorldModel, params: np.ndarray, new: WorldModel, s: TrainSettings) -> np.ndarray:
     """Where the search on a new V and M begins: the linear C that decides there most nearly as `params` does on the old ones."""
-    seen = memories(old, encode_store(old.vision, store))
-    wanted = controllers_for(old, s.controller, params)(seen, torch.zeros(len(seen), dtype=int))
-    return imitate(memories(new, encode(folder, new.vision, store)), wanted)
+    before, after = (coarsen(latents, s.m.action_repeat) for latents in (encode_store(old.vision, store), encode(folder, new.vision, store)))
+    return carry_over(old, s.controller, params, new, before, after)
 
 
 def main() -> None:

@@ -304,10 +304,10 @@ def test_a_summary_holds_the_mean_and_its_interval():
 
 # ---- moving C
 
-def some_latents(lengths: list[int], latent: int = 4) -> Latents:
+def some_latents(lengths: list[int], latent: int = 4, seed: int = 1) -> Latents:
     frames = [n + 1 for n in lengths]
     total, first = sum(frames), np.cumsum([0, *frames])[:-1]
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     return Latents(mu=torch.randn(total, latent), logvar=torch.zeros(total, latent), actions=torch.randn(total, 3),
                    rewards=torch.zeros(total), terminated=torch.zeros(total, dtype=bool), first=torch.tensor(first),
                    lengths=torch.tensor(lengths))
@@ -337,6 +337,19 @@ def test_a_c_moved_to_its_own_world_stays_what_it_is(world):
     moved = c.imitate(seen, decide(params))
     assert moved.shape == params.shape
     assert (decide(moved) - decide(params)).abs().mean() < 0.05
+
+
+def test_a_c_carried_over_decides_on_another_m_as_it_did(world):
+    """Another M's memory means other things by its numbers: the same C decides quite differently there, the one carried over does not."""
+    torch.manual_seed(5)
+    new = WorldModel(world.vision, MDNRNN(MDNRNNSettings(latent=4, hidden=32)).eval())
+    old = WorldModel(world.vision, MDNRNN(MDNRNNSettings(latent=4, hidden=32)).eval())
+    driven, later = some_latents([400, 300]), some_latents([200], seed=2)
+    params = 0.3 * numbers(old)[0]
+    params[:-3].reshape(3, 36)[:, :4] = 0  # z means the same to both: look at the memory alone
+    decide = lambda where, p: c.controllers_for(where, ControllerSettings(), p)(c.memories(where, later), torch.zeros(len(later.mu), dtype=int))
+    error = lambda p: ((decide(new, p) - decide(old, params)).pow(2).mean() / decide(old, params).var(0).mean()).item()
+    assert error(params) > 1 and error(c.carry_over(old, ControllerSettings(), params, new, driven, driven)) < 0.15
 
 
 def test_imitation_of_many_frames_is_summed_in_pieces():

@@ -16,9 +16,10 @@ from gymnasium.utils.env_checker import check_env
 import worldmodels.dream as d
 from worldmodels.controller import ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, save_controller
 from worldmodels.dream import Dream, DreamEnv, DreamFitness, DreamSettings, DreamVectorEnv, Noise, Planner, PlanSettings, Starts
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, train_dynamics
 from worldmodels.rollouts import Envs, make_envs, run_episodes
 from worldmodels.tools.store import Episode, RolloutStore
+from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import WorldModel, data
 from worldmodels.transformer import TraDE, TraDESettings, TransformerMDN, TransformerSettings
 from worldmodels.vae import VAE, Latents, VAESettings
@@ -499,7 +500,7 @@ def test_coarser_steps_keep_returns_ends_and_every_fourth_latent():
     for i in range(len(fine)):  # no step leaves an episode's last frame
         for name in ("actions", "rewards", "terminated"): getattr(fine, name)[fine.episode(i).stop - 1] = 0
     coarse = d.coarsen(fine, 4)
-    assert [getattr(d.coarsen(fine, 1), k).equal(getattr(fine, k)) for k in vars(fine)] == [True] * 7
+    assert all(np.array_equal(getattr(d.coarsen(fine, 1), name), of) for name, of in vars(fine).items()) and coarse.repeat == 4
     assert coarse.lengths.tolist() == [-(-n // 4) for n in fine.lengths.tolist()]
     for i in range(len(fine)):
         f, c, n = fine.episode(i), coarse.episode(i), int(fine.lengths[i])
@@ -507,12 +508,27 @@ def test_coarser_steps_keep_returns_ends_and_every_fourth_latent():
         torch.testing.assert_close(coarse.rewards[c].sum(), fine.rewards[f][:-1].sum())
         torch.testing.assert_close(coarse.actions[c][0], fine.actions[f][:4].mean(0))
         assert coarse.terminated[c].any() == fine.terminated[f].any() and not coarse.terminated[c][-1]
-    with pytest.raises(ValueError, match="repeat must be at least 1, not 0"): d.coarsen(fine, 0)
+    twice = d.coarsen(d.coarsen(fine, 2), 4)  # steps made of steps: the same, but for means of means where an episode ends
+    assert twice.repeat == 4 and twice.lengths.equal(coarse.lengths) and twice.mu.equal(coarse.mu)
+    torch.testing.assert_close(twice.rewards, coarse.rewards)
+    for repeat in 0, 3:
+        with pytest.raises(ValueError, match=f"steps of 2 frames cannot make up steps of {repeat}"): d.coarsen(d.coarsen(fine, 2), repeat)
+    with pytest.raises(ValueError, match="steps of 1 frames and of 4 do not go together"): d.joined(fine, coarse)
 
 
 def slow_world() -> WorldModel:
     torch.manual_seed(0)
     return WorldModel(VAE(VAESettings(latent=4)).eval(), MDNRNN(MDNRNNSettings(latent=4, hidden=8, reward=True, action_repeat=4)).eval())
+
+
+def test_m_learns_only_from_steps_of_its_own_length(tmp_path):
+    fine = make_latents((80, 80))
+    with pytest.raises(ValueError, match=r"spans 1 frames and one of this MDNRNN 4: coarsen\(latents, 4\)"):
+        train_dynamics(slow_world().dynamics, fine, [0], 8, FitSettings(steps=1))
+    coarse = d.coarsen(fine, 4)
+    coarse.save(tmp_path / "latents.safetensors")
+    assert (again := Latents.load(tmp_path / "latents.safetensors")).repeat == 4
+    train_dynamics(slow_world().dynamics, again, [0], 8, FitSettings(steps=1, batch=2))
 
 
 def test_c_and_the_planner_decide_once_in_a_step_of_m_and_hold():

@@ -271,7 +271,7 @@ def test_what_does_not_fit_is_told_with_both_sides(kind):
     (TraDESettings, dict(shared=True), "shared is for a mixture"),
     (TraDESettings, dict(density_share=0.0), "density_share must be above 0 and at most 1, not 0.0"),
     (ViTWMSettings, dict(patch=10), "must divide the frame's 64 pixels"), (ViTWMSettings, dict(size=80), "64 or 96, not 80"),
-    (ViTWMSettings, dict(kl_floor=-1.0), "kl_floor must be 0 or above")])
+    (ViTWMSettings, dict(kl_floor=-1.0), "kl_floor must be 0 or above"), (ViTWMSettings, dict(action_repeat=4), "action_repeat must be 1, not 4")])
 def test_settings_are_checked(cls, change, message):
     with pytest.raises(ValueError, match=message): cls(**change)
 

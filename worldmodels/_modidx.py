@@ -136,6 +136,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'worldmodels/controller.py'),
                                         'worldmodels.controller.beside': ('controller.html#beside', 'worldmodels/controller.py'),
                                         'worldmodels.controller.bootstrap': ('controller.html#bootstrap', 'worldmodels/controller.py'),
+                                        'worldmodels.controller.carry_over': ('controller.html#carry_over', 'worldmodels/controller.py'),
                                         'worldmodels.controller.controllers_for': ( 'controller.html#controllers_for',
                                                                                     'worldmodels/controller.py'),
                                         'worldmodels.controller.costs_of': ('controller.html#costs_of', 'worldmodels/controller.py'),

@@ -8,7 +8,7 @@ __all__ = ['SQUASHES', 'test_squash', 'squash_car', 'test_linear_rows', 'linear_
            'WorldModelPolicy', 'EvolveSettings', 'make_cma', 'drive_episodes', 'RealFitness', 'test_costs', 'costs_of',
            'replay', 'drive_generation', 'evolve', 'test_bootstrap', 'bootstrap', 'summary', 'score_policy', 'score',
            'OneCar', 'picture', 'beside', 'film', 'require_display', 'WindowClosed', 'leave_on_escape', 'watch_policy',
-           'watch', 'memories', 'test_imitate', 'imitate']
+           'watch', 'memories', 'test_imitate', 'imitate', 'carry_over']
 
 # %% ../nbs/04_controller.ipynb #bb2a37cc
 import math, os, time
@@ -564,3 +564,12 @@ def imitate(seen: torch.Tensor, wanted: torch.Tensor, ridge: float = 1e-3) -> np
         products, targets = products + x.T @ x, targets + x.T @ y.double()
     weight = torch.linalg.solve(products + ridge * len(seen) * torch.eye(len(products)), targets).T  # (outputs, inputs + 1)
     return torch.cat([weight[:, :-1].flatten(), weight[:, -1]]).float().numpy()
+
+# %% ../nbs/04_controller.ipynb #8be37f58
+def carry_over(old: WorldModel, settings: ControllerSettings, params: np.ndarray, new: WorldModel, before: Latents, after: Latents) -> np.ndarray:
+    """The linear C (D,) that decides with a `new` V and M most nearly as `params` (D,) does with the old ones.
+
+    `before` and `after` are one and the same driving, as the old V and the new one have it.
+    """
+    seen = memories(old, before)
+    return imitate(memories(new, after), controllers_for(old, settings, params)(seen, torch.zeros(len(seen), dtype=torch.long)))

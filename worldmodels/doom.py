@@ -226,12 +226,12 @@ def calibrate(model: Dynamics, latents: Latents, episodes: Sequence[int], weight
 
 # %% ../nbs/06_doom.ipynb #7c117c05
 def survive_dreams(world: WorldModel, starts: Starts, settings: DreamSettings, policy: Policy, seeds: Sequence[int]) -> np.ndarray:
-    """Steps that a policy which does not look at frames survives in dreams, one for every seed: (n,)."""
-    dream = Dream(world, starts, settings)
+    """Tics that a policy which does not look at frames survives in dreams, one for every seed: (n,); of its actions M gets the mean over a step."""
+    dream, repeat = Dream(world, starts, settings), world.dynamics.action_repeat
     dream.begin(seeds)
     policy.start(SimpleNamespace(seeds=list(seeds), action_space=gymnasium.spaces.Box(np.float32([-1]), np.float32([1]))))
-    act = lambda dream, rows: torch.from_numpy(policy.act(None, rows.numpy()))
-    return returns_of(dream, act, settings.max_steps)[1].numpy()
+    act = lambda dream, rows: torch.from_numpy(np.mean([policy.act(None, rows.numpy()) for _ in range(repeat)], 0))
+    return repeat * returns_of(dream, act, settings.max_steps)[1].numpy()
 
 # %% ../nbs/06_doom.ipynb #d78c2112
 def test_survived(survived: Callable) -> None:

@@ -77,17 +77,21 @@ def smooth(latents: Latents, reach: int = 12, worst: float = -10.0) -> Latents:
     return replace(latents, rewards=rewards)
 
 def joined(first: Latents, then: Latents) -> Latents:
-    """The episodes of both, in this order; what one V has made of them."""
+    """The episodes of both, in this order; what one V has made of them, in steps of one length."""
+    if first.repeat != then.repeat: raise ValueError(f"steps of {first.repeat} frames and of {then.repeat} do not go together")
     per_frame = {name: torch.cat([getattr(first, name), getattr(then, name)]) for name in ("mu", "logvar", "actions", "rewards", "terminated")}
-    return Latents(**per_frame, first=torch.cat([first.first, then.first + len(first.mu)]), lengths=torch.cat([first.lengths, then.lengths]))
+    return Latents(**per_frame, first=torch.cat([first.first, then.first + len(first.mu)]), lengths=torch.cat([first.lengths, then.lengths]),
+                   repeat=first.repeat)
 
 # %% ../nbs/05_dream.ipynb #6c78cdef
 def coarsen(latents: Latents, repeat: int) -> Latents:
     """The same episodes in steps of `repeat` frames, an episode's last being shorter where it must.
 
-    Of z every `repeat`-th frame, of actions the mean, of rewards the sum; a step is terminated if one of its frames is.
+    Of z every `repeat`-th frame, of actions the mean, of rewards the sum; a step is terminated if one of its frames is. Raises
+    ValueError where the steps they have already do not make up such steps.
     """
-    if repeat < 1: raise ValueError(f"repeat must be at least 1, not {repeat}")
+    if repeat < 1 or repeat % latents.repeat: raise ValueError(f"steps of {latents.repeat} frames cannot make up steps of {repeat}")
+    every, repeat = repeat, repeat // latents.repeat
     parts, lengths = {name: [] for name in ("mu", "logvar", "actions", "rewards", "terminated")}, -(-latents.lengths // repeat)
     for i in range(len(latents)):
         begin, n = int(latents.first[i]), int(latents.lengths[i])
@@ -96,7 +100,7 @@ def coarsen(latents: Latents, repeat: int) -> Latents:
         for name, of in ("actions", lambda x: x.mean(0)), ("rewards", torch.sum), ("terminated", torch.any):
             x = getattr(latents, name)[begin:begin + n]
             parts[name] += [torch.stack([of(step) for step in x.split(repeat)]), torch.zeros_like(x[:1])]  # no step leaves the last frame
-    return Latents(**{name: torch.cat(x) for name, x in parts.items()}, first=(lengths + 1).cumsum(0) - lengths - 1, lengths=lengths)
+    return Latents(**{name: torch.cat(x) for name, x in parts.items()}, first=(lengths + 1).cumsum(0) - lengths - 1, lengths=lengths, repeat=every)
 
 # %% ../nbs/05_dream.ipynb #fef36ba8
 GOLDEN = -0x61C8864680B583EB  # 2⁶⁴ / golden ratio, odd: steps of this size visit all of int64, and long stay apart

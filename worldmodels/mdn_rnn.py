@@ -370,9 +370,12 @@ def train_dynamics(model: Dynamics, latents: Latents, episodes, length: int, tra
     """Train any M on windows of `length` steps of some episodes, `ending` as in `windows`; resumes in `folder`.
 
     The first `warm_up` steps of a window only fill M's memory, and do not count in the loss. Raises ValueError where the
-    actions are not M's, or where a warm-up leaves no step to learn from.
+    actions or the length of a step are not M's, or where a warm-up leaves no step to learn from.
     """
     require_actions(latents.actions.shape[-1], model)
+    if latents.repeat != model.action_repeat:
+        raise ValueError(f"a step of these latents spans {latents.repeat} frames and one of this {type(model).__name__} {model.action_repeat}: "
+                         f"coarsen(latents, {model.action_repeat}) of chapter 05 makes them fit")
     longest = min(length, int(latents.lengths[torch.as_tensor(episodes)].max())) if len(episodes) else length
     if not 0 <= warm_up < longest: raise ValueError(f"warm_up must be 0 to {longest - 1}, below the steps of a window, not {warm_up}")
     def batches(seed, step):

@@ -456,6 +456,7 @@ class ViTWMSettings(TransformerSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.action_repeat != 1: raise ValueError(f"a ViTWM learns from every frame: action_repeat must be 1, not {self.action_repeat}")
         if self.size not in (64, 96): raise ValueError(f"size must be 64 or 96, not {self.size}")
         if self.patch < 1 or self.size % self.patch:
             raise ValueError(f"patch must divide the frame's {self.size} pixels, and {self.patch} does not")

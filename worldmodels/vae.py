@@ -341,6 +341,7 @@ class Latents:
     terminated: torch.Tensor  # (frames,) bool
     first: torch.Tensor       # (episodes,) index of the first frame
     lengths: torch.Tensor     # (episodes,) number of steps from a frame to the next
+    repeat: int = 1           # frames of the environment from one of these to the next
 
     def __len__(self) -> int: return len(self.first)
 
@@ -348,10 +349,12 @@ class Latents:
         """Where the frames of episode i stand: lengths[i] + 1 of them."""
         return slice(int(self.first[i]), int(self.first[i] + self.lengths[i] + 1))
 
-    def save(self, path) -> None: save_tensors(path, vars(self))
+    def save(self, path) -> None: save_tensors(path, vars(self) | {"repeat": torch.tensor(self.repeat)})
 
     @classmethod
-    def load(cls, path) -> "Latents": return cls(**load_tensors(path)[0])
+    def load(cls, path) -> "Latents":
+        tensors = load_tensors(path)[0]
+        return cls(**tensors | {"repeat": int(tensors.get("repeat", 1))})
 
 # %% ../nbs/01_vae.ipynb #74af1e6f
 def encode_store(vision: Vision, store: RolloutStore, episodes: Sequence[int] | None = None) -> Latents:
