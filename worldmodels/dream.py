@@ -846,7 +846,7 @@ def drive(policy: Policy, seeds: Sequence[int], size: int = 64, backend: str = "
     return np.array(returns)
 
 # %% ../nbs/05_dream.ipynb #70102875
-STEER = 0.12  # how far the wheel turns in a frame towards where a key holds it
+STEER = 0.12  # how far the wheel turns in a step towards where a key holds it
 
 def steer(keys: Sequence[str], last: np.ndarray) -> np.ndarray:
     """The action of a person at the keys, after the action `last`: (3,) for a car, (1,) for Doom's player.

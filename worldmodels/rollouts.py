@@ -262,7 +262,7 @@ def buttons(action: float) -> list[bool]:
     return [bool(action < -1 / 3), bool(action > 1 / 3)]
 
 def prepare_doom(screen: np.ndarray, size: int = 64) -> np.ndarray:
-    """A screen of Doom (H, W, 3) uint8 without its status bar (rows 0 to 400 of 480), averaged by area: (size, size, 3)."""
+    """A screen of Doom (H, W, 3) uint8 without its status bar (rows 0 to 399 of 480), averaged by area: (size, size, 3)."""
     return cv2.resize(screen[:len(screen) * 5 // 6], (size, size), interpolation=cv2.INTER_AREA)
 
 scratch_folder = cache(tempfile.TemporaryDirectory)  # one for this process, gone when it ends

@@ -26,13 +26,13 @@ from .tools.store import RolloutStore
 from .tools.training import FitSettings, fit, has_bf16
 from .tools.world import Vision, load_tensors, register, save_tensors
 
-# %% ../nbs/01_vae.ipynb #ee606b31
+# %% ../nbs/01_vae.ipynb #ee1a040c
 def test_reparameterize(draw: Callable) -> None:
     """A function draw(mu, logvar): has their mean and variance, fresh noise everywhere, and a gradient."""
     mu, logvar = torch.full((20_000, 2), 3.0), torch.tensor([0.0, math.log(0.25)]).expand(20_000, 2)
     shape("one z for each mu", draw(mu, logvar), (20_000, 2))
     z = draw(mu, logvar)
-    close("its mean is mu", z.mean(0), [3.0, 3.0], tol=0.02)
+    close("its mean is mu", z.mean(0), [3.0, 3.0], tol=0.04)
     close("its standard deviation is exp(logvar / 2): logvar is the log of the variance", z.std(0), [1.0, 0.5], 0.02)
     correlation = torch.corrcoef(z.T)[0, 1]
     that("every number has noise of its own", abs(correlation) < 0.05, "one draw serves several dimensions")
@@ -92,7 +92,7 @@ class VAESettings:
     kl_floor: float = 0.5
     """nats a dimension below which the KL of a sample is not pressed: max(KL, kl_floor · latent)"""
     flip: bool = False
-    """show a random half of each batch in a mirror while training (not in the paper; ctallec's V)"""
+    """show a random half of each batch in a mirror while training (not in the paper; as github.com/ctallec/world-models does)"""
     focus: float = 0.0
     """extra weight of a pixel's error, times its distance (0 to 1) from the batch's mean picture; small things count more"""
 
@@ -341,7 +341,7 @@ class Latents:
     terminated: torch.Tensor  # (frames,) bool
     first: torch.Tensor       # (episodes,) index of the first frame
     lengths: torch.Tensor     # (episodes,) number of steps from a frame to the next
-    repeat: int = 1           # frames of the environment from one of these to the next
+    repeat: int = 1           # frames of the environment from one of these to the next (chapter 05; 1 here)
 
     def __len__(self) -> int: return len(self.first)
 
