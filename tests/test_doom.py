@@ -293,6 +293,29 @@ def test_blind_players_dream_alone_and_as_long_as_their_actions_let_them(world):
     assert (survive_dreams(world, starts, replace(settings, done="never"), Runner(), [1, 2]) == 40).all()
 
 
+def slow_world(repeat=4) -> WorldModel:
+    torch.manual_seed(0)
+    return WorldModel(VAE(replace(V_DOOM, latent=8)).eval(), MDNRNN(replace(SMALL, action_repeat=repeat)).eval())
+
+
+def test_a_blind_player_acts_at_every_tic_of_a_longer_step():
+    """M gets the mean of a step's actions, and what is survived is told in tics."""
+    world, heard = slow_world(), []
+    step = world.dynamics.step
+    world.dynamics.step = lambda z, a, state: (heard.append(a.clone()), step(z, a, state))[1]
+    settings = DreamSettings(max_steps=10, reward="alive", done="never")
+    assert (survive_dreams(world, Starts(torch.zeros(1, 8), torch.zeros(1, 8)), settings, Runner(6), [1, 2]) == 40).all()
+    tics = [-1.0] * 2 + [1.0] * 6 + [-1.0] * 6 + [1.0] * 6  # as the runner's own test has it: half as long before its first turn
+    np.testing.assert_allclose([a[0, 0] for a in heard[-10:][:5]], np.reshape(tics, (5, 4)).mean(1))
+
+
+def test_a_cell_counts_tics_whatever_a_step_is(tmp_path):
+    latents, s = dying(6), replace(solution.read_settings(["--settings", "ci"]), dream=DreamSettings(done="never", max_steps=60, reward="alive"))
+    found = solution.cell(tmp_path / "cell", slow_world(), latents, np.arange(6), s, 1.0, 0)
+    assert found["dream"]["tics"] == [60, 60] and all(1 <= n <= 60 for n in found["game"]["tics"])
+    assert all(line["steps"] == s.evolve.population * s.evolve.episodes * 15 for line in read_lines(tmp_path / "cell" / "evolution.jsonl"))
+
+
 def test_a_game_is_played_and_filmed(world, tmp_path):
     screens, episode = play(world, C_DOOM, numbers(world), 3, 40)
     assert len(screens) == len(episode.frames) == 41 and screens[0].shape == (200, 320, 3)

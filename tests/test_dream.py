@@ -546,7 +546,8 @@ def test_c_and_the_planner_decide_once_in_a_step_of_m_and_hold():
 
 def test_a_dream_of_longer_steps_is_shown_as_fast_as_the_game(tmp_path):
     world = slow_world()
-    assert DreamEnv("CarRacing", world, Starts(torch.zeros(1, 4), torch.zeros(1, 4)), done="never").metadata["render_fps"] == 12.5
+    env = DreamEnv("CarRacing", world, Starts(torch.zeros(1, 4), torch.zeros(1, 4)), done="never")
+    assert env.metadata["render_fps"] == 12.5 and env.dream.settings.max_steps == 250
     sample = RolloutStore(data("carracing") / "sample")
     episode = max(sample.episodes(), key=len)
     apart = d.film_dream(world, episode, tmp_path / "dream.mp4", steps=80)

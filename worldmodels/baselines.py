@@ -51,7 +51,7 @@ class Eyes:
 
 # %% ../nbs/07_baselines.ipynb #c352590d
 class Relay(VectorEnv):
-    """`rows` cars that never stop: where an episode ends the next begins, on a training track that nobody has driven yet.
+    """`rows` cars that never stop: where an episode ends the next begins, on a training track drawn anew.
 
     `make(seeds)` gives the `Envs` they drive in, `ahead` episodes for each row at once. An action is kept for `skip` frames, and
     what is seen is `Eyes`'. An end is reset in the same step, and `final_obs` shows it (gymnasium's SAME_STEP).
@@ -240,7 +240,7 @@ class PPOSettings:
     clip: float = 0.2
     """how far the probability of an action may move in an update"""
     noise_every: int = 4
-    """decisions for which exploration keeps its direction (gSDE)"""
+    """decisions for which exploration keeps its direction (generalised state-dependent exploration, gSDE)"""
     max_steps: int = 1000
     """frames after which an episode is cut"""
     validate_every: int = 100_000
@@ -395,7 +395,7 @@ def test_paired(paired: Callable) -> None:
     close("it is an interval of the mean: about 2 · 1.96 standard errors wide", high - low, 2 * 1.96 * wobble.std() / 10, tol=0.15)
     close("turned round, it changes its sign", [float(x) for x in paired(b, a)], [-mean, -high, -low], tol=0.1)
     close("a driver does not differ from itself", [float(x) for x in paired(a, a)], [0.0, 0.0, 0.0])
-    try: paired(a, b[:50])
+    try: paired(a, b[:1])
     except ValueError: refused = True
     else: refused = False
     that("returns on different numbers of tracks are refused with a ValueError", refused)
@@ -466,7 +466,7 @@ def test_choose(choose: Callable) -> None:
     equal("on the fresh tracks", asked[0][1], [7, 8, 9])
     equal("the finalists are those with the best means", sorted(np.asarray(asked[0][0])[:, 0].tolist()), [0.0, 1.0, 2.0])
     equal("the winner is the best finalist on the fresh tracks, not on those that chose", np.asarray(params), candidates[1])
-    close("its returns are those on the fresh tracks, luck left out", returns, [49.0, 50.0, 51.0])
+    close("its returns are those on the fresh tracks", returns, [49.0, 50.0, 51.0])
     params, _ = choose(fitness, candidates, lucky, [7], 1)
     equal("a single finalist is the one with the best mean", np.asarray(params), candidates[0])
 
@@ -509,6 +509,6 @@ def test_pair_after(pair_after: Callable) -> None:
     f, a, r, over = pair_after(*given)
     equal("no frame is lost", np.asarray(f), given[0])
     equal("one action fewer than frames: the last frame has none", len(a), n - 1)
-    equal("the action beside frame k is action k: it leads to frame k + 1", np.asarray(a)[:, 0], np.arange(1, n, dtype=np.float32))
+    equal("beside the frame that action k led to stands action k + 1, which was chosen on seeing it", np.asarray(a)[:, 0], np.arange(1, n, dtype=np.float32))
     equal("rewards go with their actions", np.asarray(r), np.arange(1, n) / 10)
     equal("so do ends: the last step ended it, and no other", np.asarray(over), np.arange(1, n) == n - 1)

@@ -458,7 +458,7 @@ class Game:
     settings: DreamSettings
 
 GAMES = {"CarRacing": Game("carracing", (-1.0, 0.0, 0.0), (1.0, 1.0, 1.0), 50, DreamSettings()),
-         "TakeCover": Game("takecover", (-1.0,), (1.0,), 35, DreamSettings(temperature=1.15, max_steps=2100, reward="alive"))}
+         "TakeCover": Game("takecover", (-1.0,), (1.0,), 35, DreamSettings(temperature=1.15, max_steps=2100, done="sample", reward="alive"))}
 
 # %% ../nbs/05_dream.ipynb #3ad863c8
 def find_starts(folder, vision: Vision) -> Starts:
@@ -486,8 +486,8 @@ def open_folder(world, game: str = "CarRacing") -> Path:
 def open_dream(game: str = "CarRacing", world="pretrained", starts=None, **settings) -> Dream:
     """The dream of a game: `world` is a run folder, "pretrained" or a WorldModel; `starts` are Starts or a picture's path.
 
-    Without `starts` it begins where the episodes in the folder do. Any field of DreamSettings may be given. Raises ValueError
-    for what does not fit, FileNotFoundError for what is missing.
+    Without `starts` it begins where the episodes in the folder do. Any field of DreamSettings may be given; without `max_steps`, a
+    dream is as long as the game. Raises ValueError for what does not fit, FileNotFoundError for what is missing.
     """
     known = [f.name for f in fields(DreamSettings)]
     for name in (k for k in settings if k not in known):
@@ -502,7 +502,8 @@ def open_dream(game: str = "CarRacing", world="pretrained", starts=None, **setti
     if starts is None:
         if folder is None: raise ValueError("a WorldModel alone does not say where to begin: give starts=Starts(…) or a picture")
         starts = find_starts(folder, world.vision)
-    return Dream(world, starts, replace(GAMES[game].settings, **settings))
+    usual = GAMES[game].settings
+    return Dream(world, starts, replace(usual, **{"max_steps": usual.max_steps // world.dynamics.action_repeat} | settings))
 
 # %% ../nbs/05_dream.ipynb #ccfff7ed
 def spaces(dream: Dream, game: str, observe: str) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
