@@ -26,7 +26,7 @@ from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, Policy,
 from worldmodels.tools import show
 from worldmodels.tools.settings import claim_run_folder, load, split_settings, write_json
 from worldmodels.tools.store import RolloutStore
-from worldmodels.tools.training import FitSettings
+from worldmodels.tools.training import FitSettings, read_lines
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
 from worldmodels.transformer import TransformerMDN, TransformerSettings, ViTWMSettings, train_vit_wm
 from worldmodels.vae import Latents, VAESettings, decode_frames, encode_frames, train_vae
@@ -34,12 +34,17 @@ from worldmodels.vae import Latents, VAESettings, decode_frames, encode_frames, 
 PAPER = {0.1: ((2086, 140), (193, 58)), 0.5: ((2060, 277), (196, 50)), 1.0: ((1145, 690), (868, 511)),  # τ: dream, game; mean, sd
          1.15: ((918, 546), (1092, 556)), 1.3: ((732, 269), (753, 139))}
 
+ROUND = 20_000  # seeds of games that belong to one round
+
 BLIND = {"fresh": "random, fresh action", "held": "random, held action", "runner": "to and fro, 100 tics each"}
 
 
 @dataclass(frozen=True)
 class DoomSettings:
-    """Everything from the first game to the table. The defaults are the paper's numbers. Times are tics, whatever a step of M spans."""
+    """Everything from the first game to the table. The defaults are the paper's numbers.
+
+    Times are tics, whatever a step of M spans; what a search writes into evolution.jsonl is in M's steps.
+    """
 
     run: str = "runs/doom"
     """folder of the run"""
@@ -101,6 +106,20 @@ class DoomSettings:
         if not 0 <= self.ending <= 1: raise ValueError(f"ending is a share from 0 to 1, not {self.ending}")
         for name in ("shortest", "iterations", "driven", "swerve", "cells"):
             if getattr(self, name) < 0: raise ValueError(f"{name} must be 0 or above, not {getattr(self, name)}")
+        if self.dream.reward != "alive": raise ValueError("dream.reward must be alive: the game pays 1 a tic, and scores are told in tics")
+        for name in ("dynamics", *(["transformer"] if "TransformerMDN" in self.models else [])):
+            repeat = getattr(self, name).action_repeat
+            for what, tics in ("window", self.window), ("dream.max_steps", self.dream.max_steps), ("evolve.max_steps", self.evolve.max_steps):
+                if tics < 1 or tics % repeat: raise ValueError(f"{what} must be a multiple of the {repeat} tics in a step of {name}, not {tics}")
+        sizes = {"collect.size": self.collect.size, "vae.size": self.vae.size} | ({"vit_wm.size": self.vit_wm.size} if "ViTWM" in self.models else {})
+        if set(sizes.values()) != {64}: raise ValueError(f"games are played at 64 pixels, so all sizes must be 64, not {sizes}")
+        if not 1 <= self.evaluate.episodes <= len(HELD_OUT): raise ValueError(f"evaluate.episodes must be 1 to {len(HELD_OUT)}, not {self.evaluate.episodes}")
+        if self.publish and self.dream.temperature not in self.temperatures:
+            raise ValueError(f"what is published is the C of dream.temperature, {self.dream.temperature}: temperatures must hold it")
+        if max(self.collect.episodes, self.driven) > ROUND or self.iterations > 4:
+            raise ValueError(f"each round has {ROUND:,} training seeds of its own, and there are 5: collect.episodes, driven or iterations is too high")
+        if self.iterations and (not self.driven or self.again <= 0 or self.collect.max_steps > MAX_TICS):
+            raise ValueError(f"rounds need driven of at least 1, again above 0 and collect.max_steps of at most {MAX_TICS}")
 
 
 def once(path: Path, make) -> dict:
@@ -143,7 +162,7 @@ def usable(store: RolloutStore, s: DoomSettings) -> tuple[np.ndarray, np.ndarray
 def learn(folder: Path, store: RolloutStore, s: DoomSettings, seed: int, clock: Clock, start: WorldModel | None = None) -> WorldModel:
     """V and M in `folder`, trained (from those of `start`, if given) unless they are there."""
     folder.mkdir(parents=True, exist_ok=True)
-    (train, held_out), path = usable(store, s), folder / "vision.safetensors"
+    train, path = usable(store, s)[0], folder / "vision.safetensors"
     if not path.exists(): save_model(path, train_vae(store, s.vae, s.vae_fit, folder, seed, train, start and start.vision))
     clock(f"{folder.name}: V")
     world = learn_dynamics(folder, load_model(path, Vision), store, s, seed, start=start)
@@ -161,7 +180,7 @@ def learn_dynamics(folder: Path, vision: Vision, store: RolloutStore, s: DoomSet
         if start is not None: model.load_state_dict(start.dynamics.state_dict())
         repeat = model.action_repeat
         latents = coarsen(encode(folder, vision, store), repeat)
-        model = train_dynamics(model, latents, train, s.window // repeat, s.dynamics_fit, folder, seed, ending=s.ending, done_weight=s.dream.done_weight)
+        model = train_dynamics(model, latents, train, s.window // repeat, s.dynamics_fit, folder, seed, ending=s.ending, done_weight=s.dream.done_weight).cpu()
         write_json(folder / "m.json", examine(model, latents, held_out, s, folder))
         save_model(path, model)
     return WorldModel(vision, load_model(path, Dynamics))
@@ -171,7 +190,7 @@ def learn_joint(folder: Path, store: RolloutStore, s: DoomSettings, seed: int) -
     """The ViT-WM of `folder`, V and M in one, trained and calibrated unless it is there."""
     if not (folder / "dynamics.safetensors").exists():
         train, held_out = usable(store, s)
-        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, seed, train)
+        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, seed, train, done_weight=s.dream.done_weight).cpu()
         write_json(folder / "m.json", examine(model, encode(folder, model, store), held_out, s, folder))
         WorldModel(model, model).save(folder)
     return WorldModel.load(folder)
@@ -180,13 +199,13 @@ def learn_joint(folder: Path, store: RolloutStore, s: DoomSettings, seed: int) -
 def examine(model: Dynamics, latents: Latents, held_out: np.ndarray, s: DoomSettings, folder: Path) -> dict:
     """Calibrates M if asked to; its NLL, what it says about death on held-out episodes, and a figure of that."""
     weight, (logits, died) = s.dream.done_weight, done_logits(model, latents, held_out)
-    found = {"nll": round(float(held_out_nll(model, latents, held_out).mean()), 4), "steps": len(died), "deaths": int(died.sum()),
-             "expected": round(float(done_probability(logits, weight).sum()), 2)}
+    found = {"tics a step": model.action_repeat, "nll": round(float(held_out_nll(model, latents, held_out).mean()), 4), "steps": len(died),
+             "deaths": int(died.sum()), "expected": round(float(done_probability(logits, weight).sum()), 2)}
     if not 0 < found["deaths"] < found["steps"]: return found
     lines = {"as trained": logits}
     if s.calibrate:
         found["a"], found["b"] = calibrate(model, latents, held_out, weight)
-        lines["calibrated"] = done_logits(model, latents, held_out)[0]
+        lines["calibrated on these episodes"] = done_logits(model, latents, held_out)[0]
     found["nats a death better than a constant rate"] = {name: gain(done_probability(x, weight), died) for name, x in lines.items()}
     fig = show.curves({"baseline": ([1e-4, 1], [1e-4, 1])} | {name: honest(done_probability(x, weight), died) for name, x in lines.items()},
                       "M says: dies at this step (probability)", "share that died", log=True)
@@ -217,7 +236,8 @@ def cell(folder: Path, world: WorldModel, latents: Latents, train: np.ndarray, s
     dream = lambda tics: replace(s.dream, temperature=tau, max_steps=tics // repeat)
     if not path.exists():
         fitness = DreamFitness(world, starts, s.controller, dream(s.evolve.max_steps))
-        save_controller(path, s.controller, evolve(fitness, np.zeros(fitness.dimension), s.evolve, folder, seed)[0])
+        searched = replace(s.evolve, target_return=s.evolve.target_return / repeat)
+        save_controller(path, s.controller, evolve(fitness, np.zeros(fitness.dimension), searched, folder, seed)[0])
     params, seeds = load_controller(path)[1], HELD_OUT[:s.evaluate.episodes]
 
     def both() -> dict:
@@ -234,7 +254,7 @@ def grow(old: Path, new: Path, world: WorldModel, params: np.ndarray, s: DoomSet
     for part in old.glob("*.zip"):
         if not (new / part.name).exists(): os.link(part, new / part.name)  # parts never change
     policy = WorldModelPolicy(world, controllers_for(world, s.controller, params), s.swerve)
-    return collect(RolloutStore(new), policy, s.driven, "fast", 20_000 * number, s.collect.max_steps, s.collect.rows, f"round-{number}")
+    return collect(RolloutStore(new), policy, s.driven, "fast", ROUND * number, s.collect.max_steps, s.collect.rows, f"round-{number}")
 
 
 def learn_in_rounds(run: Path, store: RolloutStore, s: DoomSettings, seed: int, clock: Clock) -> tuple[WorldModel, RolloutStore]:
@@ -279,7 +299,10 @@ def table(found: list[dict], random: dict, s: DoomSettings) -> str:
         lines.append(f"| {s.dream.temperature:g}, {name} | {told(c and c['dream'])} | {told(c and c['game'])} |" + " |" * (2 * len(s.seeds)))
     for name, r in random.items():
         lines.append(f"| {BLIND[name]} | | {told(r)} |" + " |" * (2 * len(s.seeds) - 1) + (" 210 ± 108 |" if name == "fresh" else " |"))
-    return "\n".join(lines) + f"\n\nMean ± sd of {s.evaluate.episodes} episodes, in tics; games on seeds {HELD_OUT[0]} and up.\n"
+    made = [c["generations"] for c in found]
+    limit = f", each of at most {s.evolve.minutes:g} minutes" if s.evolve.minutes else ""
+    return "\n".join(lines) + (f"\n\nMean ± sd of {s.evaluate.episodes} episodes, in tics; games on seeds {HELD_OUT[0]} and up. "
+                               f"Searches of {min(made)} to {max(made)} generations{limit}.\n")
 
 
 def figure(found: list[dict], random: dict, path: Path) -> None:
@@ -292,7 +315,7 @@ def figure(found: list[dict], random: dict, path: Path) -> None:
         for k, seed in enumerate(sorted({c["seed"] for c in mine})):
             x, y = zip(*((c["tau"], c[where]) for c in mine if c["seed"] == seed))
             error = [[r["mean"] - r["low"] for r in y], [r["high"] - r["mean"] for r in y]]
-            fig.axes[0].errorbar(x, [r["mean"] for r in y], error, color=show.COLORS[name], marker="o", capsize=3, alpha=1 - 0.4 * k,
+            fig.axes[0].errorbar(x, [r["mean"] for r in y], error, color=show.COLORS[name], marker="o", capsize=3, alpha=0.6**k,
                                  label=f"{where}, seed {seed}")
     fig.axes[0].legend(fontsize=8)
     fig.savefig(path)
@@ -329,7 +352,7 @@ def folder_of(run: Path, s: DoomSettings, seed: int, name: str = "MDNRNN") -> Pa
 def report(run: Path, random: dict, s: DoomSettings) -> None:
     """table.md, table.png and report.json from every cell that has a score by now."""
     paths = [folder_of(run, s, seed, name) / f"tau-{tau:g}" / "score.json" for tau, seed, name in all_cells(s)]
-    found = [json.loads(path.read_text()) for path in paths if path.exists()]
+    found = [json.loads(path.read_text()) | {"generations": len(read_lines(path.with_name("evolution.jsonl")))} for path in paths if path.exists()]
     (run / "table.md").write_text(table(found, random, s))
     figure(found, random, run / "table.png")
     write_json(run / "report.json", {
@@ -343,7 +366,6 @@ def report(run: Path, random: dict, s: DoomSettings) -> None:
 
 def ship(run: Path, folder: Path, world: WorldModel, s: DoomSettings, to: Path, megabytes: float = 3.0) -> None:
     """Half-precision weights, a sample of the games and a card, from the first training seed, in `to`."""
-    if to.exists() and not (to / "CARD.md").exists(): raise ValueError(f"{to} exists and has no CARD.md, so this did not write it: it is left alone")
     tau = s.dream.temperature
     if not (folder / f"tau-{tau:g}" / "score.json").exists(): raise ValueError(f"{folder} has no score at τ = {tau:g} yet: nothing to publish")
     fresh = to.with_name(to.name + ".tmp")
@@ -381,6 +403,7 @@ def r_squared(x: torch.Tensor, y: torch.Tensor, train: torch.Tensor, ridge: floa
 
 def health_in_memory(world: WorldModel, store: RolloutStore, latents: Latents) -> dict[str, float]:
     """How much of the health a linear fit reads off the tic alone, z, and z with M's memory: R² on held-out episodes."""
+    if latents.repeat != 1: raise ValueError(f"latents of every tic are needed, not of every {latents.repeat}")
     repeat = world.dynamics.action_repeat
     at = [[*range(0, int(n), repeat), int(n)] for n in latents.lengths]  # the tics that M sees
     health = torch.cat([torch.from_numpy(replay_health(e.seed, e.actions)[tics]) for e, tics in zip(store.episodes(), at)])
@@ -414,6 +437,8 @@ def read_settings(args: list[str]) -> DoomSettings:
 def main() -> None:
     s = read_settings(sys.argv[1:])
     require_vizdoom()
+    if s.publish and Path(s.publish).exists() and not (Path(s.publish) / "CARD.md").exists():
+        raise ValueError(f"{s.publish} exists and has no CARD.md, so this did not write it: it is left alone")
     run = claim_run_folder(Path(s.run), s, s.fresh, ignore=("fresh", "run", "cells", "publish", "seeds", "temperatures", "models"))
     clock = Clock(run)
     store = RolloutStore.create(run / "store", TAKE_COVER, s.collect.size, 1)

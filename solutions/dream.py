@@ -122,7 +122,7 @@ def learn(folder: Path, store: RolloutStore, vision: Vision, s: DreamRunSettings
     if not path.exists():
         seen = coarsen(encode_store(vision, store, range(first, len(store))), s.m.action_repeat)
         smooth(seen, s.iterate.reach, s.iterate.worst).save(path)
-    new, path = Latents.load(path), folder / "dynamics.safetensors"
+    new, path = replace(Latents.load(path), repeat=s.m.action_repeat), folder / "dynamics.safetensors"
     latents = new if known is None else joined(known, new)
     if not path.exists():
         train = store.split()[0]
@@ -141,7 +141,7 @@ def starts_of(latents: Latents, s: DreamRunSettings) -> Starts:
 
 
 def moved(old: WorldModel, params: np.ndarray, new: WorldModel, latents: Latents, first: int, s: DreamRunSettings) -> np.ndarray:
-    """C as a new M's memory needs it, by the driving from episode `first` on; only a linear C can be carried over, another stays what it was."""
+    """C as a new M's memory needs it, by the driving from episode `first` on; a C that cannot be carried over stays what it was."""
     if s.controller != ControllerSettings(): return params
     last = select(latents, range(first, len(latents)))
     return carry_over(old, s.controller, params, new, last, last)

@@ -83,8 +83,8 @@ def evaluate_dream(folder: Path, world: WorldModel, settings: ControllerSettings
     """
     seeds = held_out(s)
     starts = Starts.from_picture(world.vision, start) if start else find_starts(folder, world.vision)
-    returns = DreamFitness(world, starts, settings, dreaming)(params[None], seeds)[0]
-    return note(folder / "dream.json", "in the dream", returns, facts(seeds, dreaming.max_steps) | {"dream": asdict(dreaming), "start": start})
+    returns, repeat = DreamFitness(world, starts, settings, dreaming)(params[None], seeds)[0], world.dynamics.action_repeat
+    return note(folder / "dream.json", "in the dream", returns, facts(seeds, repeat * dreaming.max_steps) | {"dream": asdict(dreaming), "action_repeat": repeat, "start": start})
 
 
 def evaluate_plan(folder: Path, world: WorldModel, s: EvaluateSettings, plan: PlanSettings) -> dict:

@@ -44,9 +44,10 @@ def learn_from_latents(folder: Path, s: TrainSettings) -> Dynamics:
     """The M of `folder`, trained on the ready latents `s.latents` unless it is there already."""
     path = folder / "dynamics.safetensors"
     if not path.exists():
-        latents = coarsen(Latents.load(s.latents), s.m.action_repeat)
+        latents = Latents.load(s.latents)
         if latents.mu.shape[1] != s.m.latent:
             raise ValueError(f"{s.latents} holds latents of {latents.mu.shape[1]} numbers, and {M_FIELDS[s.model]}.latent is {s.m.latent}")
+        latents = coarsen(latents, s.m.action_repeat)
         held_out = held_out_serials(len(latents), 0.1, 0) if len(latents) > 1 else []
         train = [i for i in range(len(latents)) if i not in held_out]
         torch.manual_seed(s.seed)

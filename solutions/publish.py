@@ -74,11 +74,13 @@ def with_heads(m: MDNRNN, latents: Latents, episodes, training: FitSettings) -> 
 
 def drawing(world: WorldModel, episode: Episode, first: int = 150, steps: int = 96, every: int = 12) -> Figure:
     """Frames of an episode, V's reconstructions of them, and M's dream of them from frame `first` on, given only the actions."""
-    mu, _ = map(torch.from_numpy, encode_frames(world.vision, episode.frames))
-    z, a = mu[None, :first + steps + 1], torch.from_numpy(episode.actions)[None]
+    repeat = world.dynamics.action_repeat
+    first, steps, every, frames = first // repeat, steps // repeat, max(1, every // repeat), episode.frames[::repeat]
+    mu, _ = map(torch.from_numpy, encode_frames(world.vision, frames))
+    z, a = mu[None, :first + steps + 1], torch.stack([x.mean(0) for x in torch.from_numpy(episode.actions).split(repeat)])[None]
     dream = open_loop(world.dynamics, z, a, context=first + 1)[0]
     with torch.inference_mode(): reconstruction, dream = (world.vision.decode(x).numpy() for x in (z[0, first + 1:], dream))
-    rows = {"real": episode.frames[first + 1:first + steps + 1], "reconstruction": reconstruction, "dream": dream}
+    rows = {"real": frames[first + 1:first + steps + 1], "reconstruction": reconstruction, "dream": dream}
     return strip(rows, every=every)
 
 

@@ -350,6 +350,20 @@ def test_a_c_carried_over_decides_on_another_m_as_it_did(world):
     decide = lambda where, p: c.controllers_for(where, ControllerSettings(), p)(c.memories(where, later), torch.zeros(len(later.mu), dtype=int))
     error = lambda p: ((decide(new, p) - decide(old, params)).pow(2).mean() / decide(old, params).var(0).mean()).item()
     assert error(params) > 1 and error(c.carry_over(old, ControllerSettings(), params, new, driven, driven)) < 0.15
+    with pytest.raises(ValueError, match="only a linear C with a bias"): c.carry_over(old, ControllerSettings(bias=False), params[:-3], new, driven, driven)
+    with pytest.raises(ValueError, match="one and the same driving"): c.carry_over(old, ControllerSettings(), params, new, driven, later)
+
+
+def test_a_c_carried_over_reads_each_world_in_its_own_latents(world):
+    """A V that turns z round, and an M that reads it so: the C carried over is the old one, its weights for z turned round."""
+    driven = some_latents([400, 300])
+    turned = WorldModel(world.vision, MDNRNN(MDNRNNSettings(latent=4, hidden=8)).eval())
+    turned.dynamics.load_state_dict(world.dynamics.state_dict())
+    with torch.no_grad(): turned.dynamics.lstm.weight_ih_l0[:, :4] = world.dynamics.lstm.weight_ih_l0[:, :4].flip(1)
+    params = 0.1 * numbers(world)[0]
+    moved = c.carry_over(world, ControllerSettings(), params, turned, driven, replace(driven, mu=driven.mu.flip(1)))
+    weight = lambda p: p[:-3].reshape(3, 12)
+    np.testing.assert_allclose(weight(moved)[:, :4], weight(params)[:, :4][:, ::-1], atol=0.02)
 
 
 def test_imitation_of_many_frames_is_summed_in_pieces():

@@ -316,6 +316,30 @@ def test_a_cell_counts_tics_whatever_a_step_is(tmp_path):
     assert all(line["steps"] == s.evolve.population * s.evolve.episodes * 15 for line in read_lines(tmp_path / "cell" / "evolution.jsonl"))
 
 
+def test_windows_are_told_in_tics(monkeypatch, tmp_path):
+    asked, s = [], solution.read_settings(["--settings", "ci"])
+
+    def train(model, latents, episodes, length, *rest, **more):
+        asked.append((length, latents.repeat))
+        return model.eval()
+    for name, stand_in in {"train_dynamics": train, "encode": lambda *a: dying(), "examine": lambda *a: {}, "usable": lambda *a: (np.arange(50), np.arange(50, 60))}.items():
+        monkeypatch.setattr(solution, name, stand_in)
+    s = replace(s, vae=replace(s.vae, latent=8), dynamics=replace(SMALL, action_repeat=4), transformer=replace(s.transformer, latent=8), models=())
+    solution.learn_dynamics(tmp_path, slow_world().vision, None, s, 0)
+    assert asked == [(s.window // 4, 4)] and s.window == 60
+
+
+def test_other_models_have_their_own_steps_and_their_own_row(tmp_path):
+    """The LSTM and the transformer step four tics, a ViT-WM one."""
+    run = tmp_path / "run"
+    done = run_doom(run, flags=("--models", '["TransformerMDN","ViTWM"]', "--vit_wm.context", "4", "--clip", "4", "--vit_wm_fit.steps", "2", "--vit_wm_fit.batch", "2"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((run / "report.json").read_text())
+    assert [c["model"] for c in report["cells"]] == ["MDNRNN", "TransformerMDN", "ViTWM"]
+    assert {name: m["tics a step"] for name, m in report["m"].items()} == {"seed-0": 4, "seed-0-TransformerMDN": 4, "seed-0-ViTWM": 1}
+    assert (run / "table.md").read_text().count("not run") == 0
+
+
 def test_a_game_is_played_and_filmed(world, tmp_path):
     screens, episode = play(world, C_DOOM, numbers(world), 3, 40)
     assert len(screens) == len(episode.frames) == 41 and screens[0].shape == (200, 320, 3)
@@ -377,7 +401,9 @@ def test_a_run_leaves_a_table_a_figure_films_and_a_report(whole):
     report = json.loads((whole / "report.json").read_text())
     assert report["environment"] == TAKE_COVER and report["seeds"][0] >= 200_000 and len(report["cells"]) == 1
     cell = report["cells"][0]
-    assert len(cell["game"]["tics"]) == 2 and cell["tau"] == 1.15 and max(cell["game"]["tics"]) <= 60
+    assert len(cell["game"]["tics"]) == 2 and cell["tau"] == 1.15 and max(cell["game"]["tics"]) <= 60 and cell["generations"] == 2
+    assert all(t % 4 == 0 and 4 <= t <= 60 for t in cell["dream"]["tics"])
+    assert len(imageio.v3.imread(whole / "player-dream.mp4")) % 4 == 0, "a film of a dream shows a step for as long as it takes"
     assert "1.15" in (whole / "table.md").read_text() and "1092 ± 556" in (whole / "table.md").read_text()
 
 
@@ -419,6 +445,10 @@ def test_a_round_adds_the_players_own_games(whole, tmp_path):
 
 
 @pytest.mark.parametrize("flags, message", [
+    (("--dream.reward", "head"), "must be alive"), (("--window", "30"), "window must be a multiple of the 4 tics"),
+    (("--dream.max_steps", "3"), "dream.max_steps must be a multiple of the 4 tics"), (("--vae.size", "96"), "all sizes must be 64"),
+    (("--iterations", "5"), "20,000 training seeds of its own"), (("--iterations", "1", "--driven", "0"), "driven of at least 1"),
+    (("--publish", "x", "--temperatures", "[1.0]"), "temperatures must hold it"), (("--publish", "nbs"), "has no CARD.md"),
     (("--vae.latent", "32"), "vae.latent is 32 and dynamics.latent 64"), (("--dynamics.done", "false"), "nobody dies"),
     (("--temperatures", "[0]"), "temperatures must be above 0"), (("--holds", "[10,0]"), "each at least 1"), (("--seeds", "[]"), "at least one value"),
     (("--dream.tempratur", "1"), "did you mean --dream.temperature"), (("--ending", "2"), "share from 0 to 1")])

@@ -14,9 +14,9 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import worldmodels.dream as d
-from worldmodels.controller import ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, save_controller
+from worldmodels.controller import ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, memories, save_controller
 from worldmodels.dream import Dream, DreamEnv, DreamFitness, DreamSettings, DreamVectorEnv, Noise, Planner, PlanSettings, Starts
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, train_dynamics
+from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
 from worldmodels.rollouts import Envs, make_envs, run_episodes
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import FitSettings
@@ -525,6 +525,9 @@ def test_m_learns_only_from_steps_of_its_own_length(tmp_path):
     fine = make_latents((80, 80))
     with pytest.raises(ValueError, match=r"spans 1 frames and one of this MDNRNN 4: coarsen\(latents, 4\)"):
         train_dynamics(slow_world().dynamics, fine, [0], 8, FitSettings(steps=1))
+    for read in (lambda m: held_out_nll(m, fine, [0]), lambda m: memories(WorldModel(slow_world().vision, m), fine), lambda m: d.foretold(m, fine)):
+        with pytest.raises(ValueError, match=r"coarsen\(latents, 4\)"): read(slow_world().dynamics)
+    with pytest.raises(ValueError, match="encode the episodes anew"): held_out_nll(make_world().dynamics, d.coarsen(fine, 4), [0])
     coarse = d.coarsen(fine, 4)
     coarse.save(tmp_path / "latents.safetensors")
     assert (again := Latents.load(tmp_path / "latents.safetensors")).repeat == 4

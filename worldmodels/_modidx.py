@@ -362,6 +362,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'worldmodels.mdn_rnn.open_loop': ('mdn_rnn.html#open_loop', 'worldmodels/mdn_rnn.py'),
                                      'worldmodels.mdn_rnn.repeat_nll': ('mdn_rnn.html#repeat_nll', 'worldmodels/mdn_rnn.py'),
                                      'worldmodels.mdn_rnn.require_actions': ('mdn_rnn.html#require_actions', 'worldmodels/mdn_rnn.py'),
+                                     'worldmodels.mdn_rnn.require_steps': ('mdn_rnn.html#require_steps', 'worldmodels/mdn_rnn.py'),
                                      'worldmodels.mdn_rnn.resample': ('mdn_rnn.html#resample', 'worldmodels/mdn_rnn.py'),
                                      'worldmodels.mdn_rnn.run_lstm': ('mdn_rnn.html#run_lstm', 'worldmodels/mdn_rnn.py'),
                                      'worldmodels.mdn_rnn.stretches': ('mdn_rnn.html#stretches', 'worldmodels/mdn_rnn.py'),

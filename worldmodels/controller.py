@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .mdn_rnn import require_steps
 from .rollouts import TRAINING, VALIDATION, Envs, Policy, make_envs, outcome, prepare, run_episodes
 from .tools.check import close, equal, shape, that
 from .tools.show import side_by_side, write_mp4
@@ -527,6 +528,7 @@ def memories(world: WorldModel, latents: Latents, rows: int = 128) -> torch.Tens
 
     `rows` episodes advance side by side.
     """
+    require_steps(latents, world.dynamics)
     seen = torch.empty(len(latents.mu), latents.mu.shape[1] + world.dynamics.features_dim)
     for episodes in latents.lengths.argsort(descending=True, stable=True).split(rows):
         first, lengths = latents.first[episodes], latents.lengths[episodes]
@@ -569,7 +571,11 @@ def imitate(seen: torch.Tensor, wanted: torch.Tensor, ridge: float = 1e-3) -> np
 def carry_over(old: WorldModel, settings: ControllerSettings, params: np.ndarray, new: WorldModel, before: Latents, after: Latents) -> np.ndarray:
     """The linear C (D,) that decides with a `new` V and M most nearly as `params` (D,) does with the old ones.
 
-    `before` and `after` are one and the same driving, as the old V and the new one have it.
+    `before` and `after` are one and the same driving, as the old V and the new one have it. Raises ValueError where they are not, and for
+    a C that is no linear one with a bias and memory.
     """
+    if settings.hidden or not (settings.bias and settings.memory):
+        raise ValueError(f"only a linear C with a bias that sees M's memory can be carried over, not {settings}")
+    if not before.lengths.equal(after.lengths): raise ValueError("before and after must be one and the same driving: their episodes differ in length")
     seen = memories(old, before)
     return imitate(memories(new, after), controllers_for(old, settings, params)(seen, torch.zeros(len(seen), dtype=torch.long)))

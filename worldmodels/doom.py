@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .controller import SQUASHES, ControllerSettings, WorldModelPolicy, controllers_for
-from .dream import Dream, DreamSettings, Starts, returns_of
-from .mdn_rnn import MDNRNNSettings, whole_episodes
+from .controller import ControllerSettings, WorldModelPolicy, controllers_for
+from .dream import Dream, DreamSettings, Starts, decide, returns_of
+from .mdn_rnn import MDNRNNSettings, require_steps, whole_episodes
 from .rollouts import DoomEnvs, DoomRows, Policy, buttons, doom_game, held, make_envs, record, run_episodes
 from .tools.check import close, equal, shape, that
 from .tools.show import as_uint8, side_by_side, write_mp4
@@ -167,6 +167,7 @@ def test_done_probability(probability: Callable) -> None:
 @torch.no_grad()
 def done_logits(model: Dynamics, latents: Latents, episodes: Sequence[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """What M's done head says at every step of some episodes, teacher-forced, and whether the player died: (steps,) and (steps,) bool."""
+    require_steps(latents, model)
     said = [model(z[None, :-1], a[None]).done[0] for z, a in whole_episodes(latents, episodes, seed)]
     return torch.cat(said).float(), torch.cat([latents.terminated[latents.episode(i)][:-1] for i in episodes])
 
@@ -260,8 +261,7 @@ def dream_on(world: WorldModel, controller: ControllerSettings, params: np.ndarr
     dream, c = Dream(world, starts, settings), controllers_for(world, controller, params)
     z, logits, owner = [dream.begin(seeds)], [], torch.zeros(len(seeds), dtype=torch.long)
     for _ in range(settings.max_steps):
-        seen = torch.cat([dream.z, dream.features()], 1) if controller.memory else dream.z
-        z.append(dream.step(SQUASHES[controller.squash](c(seen, owner)))[0])
+        z.append(dream.step(decide(c, dream, owner))[0])
         logits.append(dream.done_logit)
     return torch.stack(z), torch.stack(logits)
 

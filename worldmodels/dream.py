@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from .controller import SQUASHES, Controllers, ControllerSettings, RealFitness, controllers_for, load_controller
-from .mdn_rnn import open_loop
+from .mdn_rnn import open_loop, require_steps
 from .rollouts import VALIDATION, Policy, check_actions, make_envs, prepare, run_episodes
 from .tools import show
 from .tools.check import close, equal, shape, that
@@ -91,6 +91,7 @@ def coarsen(latents: Latents, repeat: int) -> Latents:
     ValueError where the steps they have already do not make up such steps.
     """
     if repeat < 1 or repeat % latents.repeat: raise ValueError(f"steps of {latents.repeat} frames cannot make up steps of {repeat}")
+    if repeat == latents.repeat: return latents
     every, repeat = repeat, repeat // latents.repeat
     parts, lengths = {name: [] for name in ("mu", "logvar", "actions", "rewards", "terminated")}, -(-latents.lengths // repeat)
     for i in range(len(latents)):
@@ -616,6 +617,7 @@ def foretold(dynamics: Dynamics, latents: Latents, episodes: Sequence[int] | Non
 
     Raises ValueError where no episode is that long.
     """
+    require_steps(latents, dynamics)
     expected, real = [], []
     for i in range(len(latents)) if episodes is None else episodes:
         s, n = latents.episode(i), int(latents.lengths[i]) // window * window  # steps, the last few left out

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['LOG_SIGMA_FLOOR', 'test_nll', 'test_sample', 'Mixture', 'MixtureHead', 'test_lstm_step', 'run_lstm',
            'HeadsPrediction', 'MDNRNNSettings', 'check_widths', 'MDNRNN', 'resample', 'windows', 'test_dynamics_loss',
-           'dynamics_loss', 'require_actions', 'train_dynamics', 'whole_episodes', 'held_out_nll', 'gaussian_nll',
-           'repeat_nll', 'linear_nll', 'noise_nll', 'stretches', 'test_open_loop', 'open_loop', 'horizon_error']
+           'dynamics_loss', 'require_actions', 'require_steps', 'train_dynamics', 'whole_episodes', 'held_out_nll',
+           'gaussian_nll', 'repeat_nll', 'linear_nll', 'noise_nll', 'stretches', 'test_open_loop', 'open_loop',
+           'horizon_error']
 
 # %% ../nbs/02_mdn_rnn.ipynb #40b6f526
 import math
@@ -365,6 +366,12 @@ def require_actions(width: int, model: Dynamics) -> None:
     if width != model.action_dim:
         raise ValueError(f"this data has {width} numbers an action, and {type(model).__name__} expects {model.action_dim}")
 
+def require_steps(latents: Latents, model: Dynamics) -> None:
+    """A ValueError where a step of `latents` is not one of `model`."""
+    if latents.repeat == model.action_repeat: return
+    remedy = f"coarsen(latents, {model.action_repeat}) of chapter 05 makes them fit" if model.action_repeat % latents.repeat == 0 else "encode the episodes anew"
+    raise ValueError(f"a step of these latents spans {latents.repeat} frames and one of this {type(model).__name__} {model.action_repeat}: {remedy}")
+
 def train_dynamics(model: Dynamics, latents: Latents, episodes, length: int, training: FitSettings, folder=None,
                    seed: int = 0, warm_up: int = 0, ending: float = 0.0, done_weight: float = 10.0) -> Dynamics:
     """Train any M on windows of `length` steps of some episodes, `ending` as in `windows`; resumes in `folder`.
@@ -373,9 +380,7 @@ def train_dynamics(model: Dynamics, latents: Latents, episodes, length: int, tra
     actions or the length of a step are not M's, or where a warm-up leaves no step to learn from.
     """
     require_actions(latents.actions.shape[-1], model)
-    if latents.repeat != model.action_repeat:
-        raise ValueError(f"a step of these latents spans {latents.repeat} frames and one of this {type(model).__name__} {model.action_repeat}: "
-                         f"coarsen(latents, {model.action_repeat}) of chapter 05 makes them fit")
+    require_steps(latents, model)
     longest = min(length, int(latents.lengths[torch.as_tensor(episodes)].max())) if len(episodes) else length
     if not 0 <= warm_up < longest: raise ValueError(f"warm_up must be 0 to {longest - 1}, below the steps of a window, not {warm_up}")
     def batches(seed, step):
@@ -400,6 +405,7 @@ def whole_episodes(latents: Latents, episodes, seed: int = 0) -> Iterator[tuple[
 @torch.inference_mode()
 def held_out_nll(model: Dynamics, latents: Latents, episodes, seed: int = 0) -> torch.Tensor:
     """NLL of whole episodes, teacher-forced from their first frame, in nats a dimension: (episodes,)."""
+    require_steps(latents, model)
     return torch.stack([model(z[None, :-1], a[None]).nll(z[None, 1:]).mean() / z.shape[-1]
                         for z, a in whole_episodes(latents, episodes, seed)])
 
@@ -491,6 +497,7 @@ def horizon_error(model: Dynamics, latents: Latents, episodes, context: int = 50
     Root mean square over dimensions, each in V's sd: a draw by V scores 1. Column k is k + 1 steps after the last real
     z. Raises ValueError if no episode has context + horizon frames.
     """
+    require_steps(latents, model)
     at = stretches(latents, episodes, context + horizon)
     z = resample(latents, at, torch.Generator().manual_seed(seed))
     dreams = open_loop(model, z, latents.actions[at], context, temperature, seed)

@@ -531,9 +531,9 @@ def stop_gradient(model: Dynamics) -> Callable:
 class ClipLoss(nn.Module):
     """A ViTWM with its joint loss on clips, as one module: what is trained is what is wrapped."""
 
-    def __init__(self, model: ViTWM):
+    def __init__(self, model: ViTWM, done_weight: float = 10.0):
         super().__init__()
-        self.model = model
+        self.model, self.done_weight = model, done_weight
 
     def dynamics(self) -> Callable: return stop_gradient(self.model)
 
@@ -546,7 +546,7 @@ class ClipLoss(nn.Module):
         z, kl = reparameterize(mu, logvar), kl_divergence(mu, logvar)
         reconstruction = average(reconstruction_error(model.decoder(z), to_planes(frames)))
         pressed = average(kl.clamp(min=model.settings.kl_floor * model.latent))
-        foreseen, parts = dynamics_loss(self.dynamics(), batch | {"z": z.view(*real.shape, -1)}, nll_weight=model.latent)
+        foreseen, parts = dynamics_loss(self.dynamics(), batch | {"z": z.view(*real.shape, -1)}, self.done_weight, model.latent)
         seen = {"reconstruction": reconstruction.detach(), "kl": average(kl).detach()}
         return reconstruction + pressed + foreseen, seen | parts
 
@@ -588,7 +588,7 @@ def read_clip(store: RolloutStore, i: int, begin: int, length: int, steps: int) 
 # %% ../nbs/03_transformer.ipynb #445da670
 def train_vit_wm(store: RolloutStore, settings: ViTWMSettings, training: FitSettings, length: int = 16, folder=None,
                  seed: int = 0, episodes: Sequence[int] | None = None, start: ViTWM | None = None,
-                 rewards: np.ndarray | None = None) -> ViTWM:
+                 rewards: np.ndarray | None = None, done_weight: float = 10.0) -> ViTWM:
     """Train V and M at once, on clips of `length` steps, from the weights of `start` if given; resumes in `folder`.
 
     `rewards` as in `clips`. Warns where the settings' context is longer than a clip: at the wheel it would meet distances that
@@ -604,5 +604,5 @@ def train_vit_wm(store: RolloutStore, settings: ViTWMSettings, training: FitSett
     model = ViTWM(settings)
     if start is not None: model.load_state_dict(start.state_dict())
     batches = lambda seed, step: clips(store, length, training.batch, seed, step, episodes, rewards)
-    fit(ClipLoss(model), batches, lambda joint, batch: joint(batch), training, folder, "vit_wm", seed)
+    fit(ClipLoss(model, done_weight), batches, lambda joint, batch: joint(batch), training, folder, "vit_wm", seed)
     return model.eval()
