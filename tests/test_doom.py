@@ -448,12 +448,19 @@ def test_a_round_adds_the_players_own_games(whole, tmp_path):
     (("--dream.reward", "head"), "must be alive"), (("--window", "30"), "window must be a multiple of the 4 tics"),
     (("--dream.max_steps", "3"), "dream.max_steps must be a multiple of the 4 tics"), (("--vae.size", "96"), "all sizes must be 64"),
     (("--iterations", "5"), "20,000 training seeds of its own"), (("--iterations", "1", "--driven", "0"), "driven of at least 1"),
-    (("--publish", "x", "--temperatures", "[1.0]"), "temperatures must hold it"), (("--publish", "nbs"), "has no CARD.md"),
+    (("--publish", "x", "--temperatures", "[1.0]"), "temperatures must hold it"),
     (("--vae.latent", "32"), "vae.latent is 32 and dynamics.latent 64"), (("--dynamics.done", "false"), "nobody dies"),
     (("--temperatures", "[0]"), "temperatures must be above 0"), (("--holds", "[10,0]"), "each at least 1"), (("--seeds", "[]"), "at least one value"),
     (("--dream.tempratur", "1"), "did you mean --dream.temperature"), (("--ending", "2"), "share from 0 to 1")])
 def test_wrong_settings_are_refused_and_write_nothing(tmp_path, flags, message):
     with pytest.raises(ValueError, match=message): solution.read_settings(["--settings", "ci", "--run", str(tmp_path / "run"), *flags])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_somebody_elses_is_not_published_over(tmp_path, monkeypatch):
+    (mine := tmp_path / "mine").mkdir()
+    monkeypatch.setattr("sys.argv", ["doom", "--settings", "ci", "--run", str(tmp_path / "run"), "--publish", str(mine)])
+    with pytest.raises(ValueError, match="has no CARD.md"): solution.main()
     assert not (tmp_path / "run").exists()
 
 

@@ -172,7 +172,7 @@ def one_by_one(fitness, candidates, means, fresh, finalists):
 
 @pytest.mark.parametrize("wrong, message", [
     (best_where_chosen, "best finalist on the fresh tracks"), (wrong_index, "best finalist on the fresh tracks"), (everybody_again, "only the finalists"),
-    (the_worst, "those with the best means"), (lucky_returns, "luck left out"), (one_by_one, "only the finalists drive again, once")])
+    (the_worst, "those with the best means"), (lucky_returns, "its returns are those on the fresh tracks"), (one_by_one, "only the finalists drive again, once")])
 def test_a_wrong_choice_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): baselines.test_choose(wrong)
 
@@ -181,11 +181,11 @@ def test_a_wrong_choice_is_told(wrong, message):
 
 @pytest.mark.parametrize("wrong, message", [
     (lambda f, a, r, over: (f, a[:len(f)], r, over), "one action fewer"),
-    (lambda f, a, r, over: (f, a[:len(f) - 1], r[:-1], over[:-1]), "action beside frame k"),
+    (lambda f, a, r, over: (f, a[:len(f) - 1], r[:-1], over[:-1]), "beside the frame that action k led to"),
     (lambda f, a, r, over: (f[1:], a[1:len(f)], r[1:], over[1:]), "no frame is lost"),
     (lambda f, a, r, over: (f, a[1:], r[1:], over[1:]), "one action fewer"),
     (lambda f, a, r, over: (f, a[1:len(f)], r[:-1], over[1:]), "rewards go with their actions"),
     (lambda f, a, r, over: (f, a[1:len(f)], r[1:], over[:-1]), "so do ends"),
-    (lambda f, a, r, over: (f, a[2:len(f) + 1], r[1:], over[1:]), "action beside frame k")])
+    (lambda f, a, r, over: (f, a[2:len(f) + 1], r[1:], over[1:]), "beside the frame that action k led to")])
 def test_a_wrong_pairing_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): baselines.test_pair_after(wrong)
