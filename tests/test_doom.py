@@ -11,7 +11,7 @@ import torch
 
 from solutions import doom as solution
 from worldmodels import doom, rollouts
-from worldmodels.controller import WorldModelPolicy, controllers_for, save_controller
+from worldmodels.controller import WorldModelPolicy, controllers_for, load_controller, save_controller
 from worldmodels.doom import (C_DOOM, M_DOOM, TAKE_COVER, V_DOOM, Restless, Runner, calibrate, done_logits, done_loss, dream_on, film, fire, platt, play,
                               replay_health, survive, survive_dreams)
 from worldmodels.dream import DreamFitness, DreamSettings, Starts, done_probability
@@ -19,7 +19,7 @@ from worldmodels.mdn_rnn import MDNRNN, windows
 from worldmodels.rollouts import NoisePolicy, Policy, buttons, collect, make_envs, prepare_doom, record
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
-from worldmodels.tools.world import WorldModel, load_tensors
+from worldmodels.tools.world import WorldModel, data, load_tensors
 from worldmodels.vae import VAE, Latents, encode_store
 
 ROOT = Path(__file__).parents[1]
@@ -338,6 +338,17 @@ def test_other_models_have_their_own_steps_and_their_own_row(tmp_path):
     assert [c["model"] for c in report["cells"]] == ["MDNRNN", "TransformerMDN", "ViTWM"]
     assert {name: m["tics a step"] for name, m in report["m"].items()} == {"seed-0": 4, "seed-0-TransformerMDN": 4, "seed-0-ViTWM": 1}
     assert (run / "table.md").read_text().count("not run") == 0
+
+
+def test_the_player_in_data_outlives_in_its_dream_one_that_stands_still():
+    """What comes with the repository: a dream as long as the game, in steps of four tics, and the C that was found in it."""
+    env = gymnasium.make("worldmodels/TakeCoverDream-v0")
+    dream, folder = env.unwrapped.dream, data("takecover")
+    assert dream.settings.max_steps == 525 and dream.settings.done == "sample" and env.metadata["render_fps"] == 35 / 4
+    settings, params = load_controller(folder / "controller.safetensors")
+    starts = Starts.from_latents(encode_store(dream.world.vision, RolloutStore(folder / "sample")))
+    lived = DreamFitness(dream.world, starts, settings, replace(dream.settings, max_steps=100))(np.stack([params, 0 * params]), range(100_000, 100_016)).mean(1)
+    assert lived[0] > 1.3 * lived[1], lived
 
 
 def test_a_game_is_played_and_filmed(world, tmp_path):
