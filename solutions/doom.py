@@ -299,10 +299,10 @@ def table(found: list[dict], random: dict, s: DoomSettings) -> str:
         lines.append(f"| {s.dream.temperature:g}, {name} | {told(c and c['dream'])} | {told(c and c['game'])} |" + " |" * (2 * len(s.seeds)))
     for name, r in random.items():
         lines.append(f"| {BLIND[name]} | | {told(r)} |" + " |" * (2 * len(s.seeds) - 1) + (" 210 ± 108 |" if name == "fresh" else " |"))
-    made = [c["generations"] for c in found]
+    made = sorted({c["generations"] for c in found})
     limit = f", each of at most {s.evolve.minutes:g} minutes" if s.evolve.minutes else ""
     return "\n".join(lines) + (f"\n\nMean ± sd of {s.evaluate.episodes} episodes, in tics; games on seeds {HELD_OUT[0]} and up. "
-                               f"Searches of {min(made)} to {max(made)} generations{limit}.\n")
+                               f"Searches of {' to '.join(map(str, made[::max(1, len(made) - 1)]))} generations{limit}.\n")
 
 
 def figure(found: list[dict], random: dict, path: Path) -> None:
@@ -310,7 +310,8 @@ def figure(found: list[dict], random: dict, path: Path) -> None:
     mine = sorted((c for c in found if c["model"] == "MDNRNN"), key=lambda c: c["tau"])
     columns = {"dream": ("dream", 0), "real": ("game", 1)}
     fig = show.curves({f"paper, {where}": ([*PAPER], [p[k][0] for p in PAPER.values()]) for where, k in columns.values()}, "temperature τ",
-                      "survived (tics)", hline={"baseline": random["fresh"]["mean"]})
+                      "survived (tics)", hline={"random, fresh action": random["fresh"]["mean"]})
+    for line, name in zip(fig.axes[0].lines, columns): line.set(color=show.COLORS[name], linestyle=(0, (2, 2)), alpha=0.6)
     for name, (where, _) in columns.items():
         for k, seed in enumerate(sorted({c["seed"] for c in mine})):
             x, y = zip(*((c["tau"], c[where]) for c in mine if c["seed"] == seed))
@@ -437,6 +438,7 @@ def read_settings(args: list[str]) -> DoomSettings:
 def main() -> None:
     s = read_settings(sys.argv[1:])
     require_vizdoom()
+    show.use_style()
     if s.publish and Path(s.publish).exists() and not (Path(s.publish) / "CARD.md").exists():
         raise ValueError(f"{s.publish} exists and has no CARD.md, so this did not write it: it is left alone")
     run = claim_run_folder(Path(s.run), s, s.fresh, ignore=("fresh", "run", "cells", "publish", "seeds", "temperatures", "models"))
