@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from solutions.evaluate import evaluate
 from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.controller import load_controller, save_controller
-from worldmodels.dream import coarsen, smooth
+from worldmodels.dream import coarsen, mean_actions, smooth
 from worldmodels.mdn_rnn import MDNRNN, open_loop, train_dynamics
 from worldmodels.tools.settings import load
 from worldmodels.tools.show import strip
@@ -77,7 +77,7 @@ def drawing(world: WorldModel, episode: Episode, first: int = 150, steps: int = 
     repeat = world.dynamics.action_repeat
     first, steps, every, frames = first // repeat, steps // repeat, max(1, every // repeat), episode.frames[::repeat]
     mu, _ = map(torch.from_numpy, encode_frames(world.vision, frames))
-    z, a = mu[None, :first + steps + 1], torch.stack([x.mean(0) for x in torch.from_numpy(episode.actions).split(repeat)])[None]
+    z, a = mu[None, :first + steps + 1], mean_actions(torch.from_numpy(episode.actions), repeat)[None]
     dream = open_loop(world.dynamics, z, a, context=first + 1)[0]
     with torch.inference_mode(): reconstruction, dream = (world.vision.decode(x).numpy() for x in (z[0, first + 1:], dream))
     rows = {"real": frames[first + 1:first + steps + 1], "reconstruction": reconstruction, "dream": dream}

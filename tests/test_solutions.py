@@ -8,12 +8,14 @@ import torch
 from solutions.dream import DreamRunSettings
 from solutions.evaluate import EvaluateCommand
 from solutions.ppo import PPOCommand
-from solutions.publish import PublishSettings, with_heads
+from solutions.publish import PublishSettings, drawing, with_heads
 from solutions.settings import CompareSettings, Sections, StudySettings, TrainSettings
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
 from worldmodels.tools.settings import load
+from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings
-from worldmodels.vae import Latents
+from worldmodels.tools.world import WorldModel, data
+from worldmodels.vae import VAE, Latents, VAESettings
 
 ROOT = Path(__file__).parents[1]
 INI = configparser.ConfigParser(interpolation=None)
@@ -95,6 +97,16 @@ def test_heads_come_later_and_change_nothing_else():
     before, after = m(z, a), wiser(z, a)
     assert torch.equal(before.nll(z), after.nll(z)) and before.reward is None and after.done.shape == (1, 20)
     assert (after.reward - 1).abs().mean() < 0.2 and (after.done < -1).all() and all(p.requires_grad for p in wiser.parameters())
+
+
+def test_a_drawing_shows_as_many_frames_whatever_a_step_is(monkeypatch):
+    """M of four frames a step dreams on every fourth frame, with the mean of four actions."""
+    episode, asked = RolloutStore(data("carracing") / "sample").episode(0), {}
+    monkeypatch.setattr("solutions.publish.open_loop", lambda m, z, a, context: asked.update(z=z, a=a, context=context) or z[:, context:])
+    for repeat in (1, 4):
+        drawing(WorldModel(VAE(VAESettings(latent=4)).eval(), MDNRNN(MDNRNNSettings(latent=4, hidden=8, action_repeat=repeat)).eval()), episode)
+        assert asked["z"].shape[1] == 150 // repeat + 96 // repeat + 1 and asked["context"] == 150 // repeat + 1
+        torch.testing.assert_close(asked["a"][0, 7], torch.from_numpy(episode.actions[7 * repeat:8 * repeat]).mean(0))
 
 
 def test_publish_leaves_a_folder_alone_that_it_did_not_write(tmp_path):

@@ -289,6 +289,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'worldmodels.dream.frames_of': ('dream.html#frames_of', 'worldmodels/dream.py'),
                                    'worldmodels.dream.joined': ('dream.html#joined', 'worldmodels/dream.py'),
                                    'worldmodels.dream.leak': ('dream.html#leak', 'worldmodels/dream.py'),
+                                   'worldmodels.dream.mean_actions': ('dream.html#mean_actions', 'worldmodels/dream.py'),
                                    'worldmodels.dream.observe_dreams': ('dream.html#observe_dreams', 'worldmodels/dream.py'),
                                    'worldmodels.dream.open_dream': ('dream.html#open_dream', 'worldmodels/dream.py'),
                                    'worldmodels.dream.open_folder': ('dream.html#open_folder', 'worldmodels/dream.py'),

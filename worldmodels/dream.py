@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GOLDEN', 'GAMES', 'STEER', 'PLAYER_CSS', 'PLAYER_JS', 'test_spread_rewards', 'spread_rewards', 'smooth', 'joined',
-           'coarsen', 'scramble', 'test_deal', 'deal', 'Noise', 'Starts', 'DreamSettings', 'test_ends',
+           'mean_actions', 'coarsen', 'scramble', 'test_deal', 'deal', 'Noise', 'Starts', 'DreamSettings', 'test_ends',
            'done_probability', 'ends', 'Dream', 'test_returns_of', 'returns_of', 'DreamFitness', 'decide', 'Game',
            'find_starts', 'open_folder', 'open_dream', 'spaces', 'frames_of', 'observe_dreams', 'told', 'DreamEnv',
            'DreamVectorEnv', 'foretold', 'test_rank_correlation', 'rank_correlation', 'rank_interval', 'leak',
@@ -84,6 +84,10 @@ def joined(first: Latents, then: Latents) -> Latents:
                    repeat=first.repeat)
 
 # %% ../nbs/05_dream.ipynb #6c78cdef
+def mean_actions(actions: torch.Tensor, repeat: int) -> torch.Tensor:
+    """The mean action of each step of `repeat` frames, the last being shorter where it must: (T, action_dim) to (steps, action_dim)."""
+    return torch.stack([a.mean(0) for a in actions.split(repeat)])
+
 def coarsen(latents: Latents, repeat: int) -> Latents:
     """The same episodes in steps of `repeat` frames, an episode's last being shorter where it must.
 
@@ -714,7 +718,7 @@ def film_dream(world: WorldModel, episode: Episode, path, context: int = 50, ste
     first, last = context // repeat + 1, (context + steps) // repeat + 1
     frames = episode.frames[::repeat][:last]
     mu, logvar = map(torch.from_numpy, encode_frames(world.vision, frames))
-    actions = torch.stack([a.mean(0) for a in torch.from_numpy(episode.actions).split(repeat)])[:last - 1]
+    actions = mean_actions(torch.from_numpy(episode.actions), repeat)[:last - 1]
     dreamt = open_loop(world.dynamics, mu[None], actions[None], first, temperature, seed)[0]
     apart = parting(dreamt, mu[first:], logvar[first:], max(1, 25 // repeat))
     clips = [frames[first:], *(show.as_uint8(decode_frames(world.vision, z)) for z in (mu[first:], dreamt))]
