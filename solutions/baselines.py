@@ -1,4 +1,4 @@
-"""Chapter 07's studies: which data, which parts, how soon. Each is made of cells, a JSON file each; what is there is not made again.
+"""Chapter 07's studies: which data, which parts, on the road and in Doom, how soon. Each is made of cells, a JSON file each; what is there is not made again.
 
 python -m solutions.baselines --settings laptop
 python -m solutions.baselines --settings laptop --part controls
@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import imageio.v3
@@ -20,10 +20,12 @@ from torch import nn
 from solutions.evaluate import write_report
 from solutions.settings import StudySettings, command
 from worldmodels.baselines import load_ppo, on_road, paired, random_search, time_to_score
-from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, controllers_for, evolve, load_controller,
-                                    save_controller, score_policy)
+from worldmodels.controller import (ControllerSettings, EvolveSettings, RealFitness, WorldModelPolicy, controllers_for, evolve, load_controller,
+                                    save_controller, score_policy, summary)
+from worldmodels.doom import C_DOOM, TAKE_COVER, Runner, survive
+from worldmodels.dream import GAMES, DreamFitness, Starts
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, horizon_error, stretches, train_dynamics, whole_episodes
-from worldmodels.rollouts import NoisePolicy, Policy, RoadFollower, collect
+from worldmodels.rollouts import HELD_OUT, VALIDATION, NoisePolicy, Policy, RoadFollower, collect, make_envs, require_vizdoom
 from worldmodels.tools import show
 from worldmodels.tools.importers import ImportSettings, ends, naming, shrink
 from worldmodels.tools.settings import claim_run_folder, load, write_json
@@ -210,7 +212,7 @@ def search_on(cells: Cells, policy: str, s: StudySettings) -> dict:
         save_model(folder / "vision.safetensors", vision)
         world = WorldModel(vision, train_m(folder, encode_store(vision, store, episodes), s.seed, s))
         trained = v["seconds"] + time.time() - began
-        params, records = search_c(folder, world, ControllerSettings(), s)
+        params, records = search_c(folder, in_the_car(world, ControllerSettings(), s), ControllerSettings(), s.evolve, s.seed)
         frames = facts["frames"] + np.cumsum([r["steps"] for r in records])
         seconds = facts["seconds"] + trained + np.cumsum([r["seconds"] for r in records])
         curve = [{"frames": int(f), "seconds": round(float(t), 1), "mean": r["validation"]}
@@ -226,13 +228,18 @@ def first_v(cells: Cells, policy: str, s: StudySettings) -> dict:
     return cells(f"data-{policy}-v0", lambda folder: measure_v(folder, cells, policy, s.seed, s))
 
 
-def search_c(folder: Path, world: WorldModel, settings: ControllerSettings, s: StudySettings, search: Callable | None = None):
-    """C by CMA-ES from zeros, or by `search(fitness)`, unless it is there: (parameters, records)."""
-    fitness, path = RealFitness(world, settings, s.evolve.max_steps, s.evolve.patience), folder / "controller.safetensors"
+def search_c(folder: Path, fitness: RealFitness | DreamFitness, controller: ControllerSettings, settings: EvolveSettings, seed: int,
+             by_chance: bool = False) -> tuple[np.ndarray, list[dict]]:
+    """C by CMA-ES from zeros, or by random search, unless it is there: (parameters, records)."""
+    path = folder / "controller.safetensors"
     if not path.exists():
-        found = search(fitness) if search else evolve(fitness, np.zeros(fitness.dimension), s.evolve, folder, s.seed)
-        save_controller(path, settings, found[0])
-    return load_controller(path)[1], read_lines(folder / ("random.jsonl" if search else "evolution.jsonl"))
+        found = random_search(fitness, settings, folder, seed) if by_chance else evolve(fitness, np.zeros(fitness.dimension), settings, folder, seed)
+        save_controller(path, controller, found[0])
+    return load_controller(path)[1], read_lines(folder / ("random.jsonl" if by_chance else "evolution.jsonl"))
+
+
+def in_the_car(world: WorldModel, controller: ControllerSettings, s: StudySettings) -> RealFitness:
+    return RealFitness(world, controller, s.evolve.max_steps, s.evolve.patience)
 
 
 def report_of(folder: Path, driver: Policy, s: StudySettings) -> dict:
@@ -320,15 +327,14 @@ def control_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
              "z and h, 40 hidden units": (world, ControllerSettings(hidden=40)), "z alone": (world, alone),
              "z alone, 40 hidden units": (world, ControllerSettings(memory=False, hidden=40)), "8 × 8 grey pixels, no V": (thumbs, alone)}
 
-    def found_by(world: WorldModel, settings: ControllerSettings, folder: Path, search: Callable | None = None) -> dict:
-        params, records = search_c(folder, world, settings, s, search)
+    def found_by(world: WorldModel, settings: ControllerSettings, folder: Path, by_chance: bool = False) -> dict:
+        params, records = search_c(folder, in_the_car(world, settings, s), settings, s.evolve, s.seed, by_chance)
         driver = WorldModelPolicy(world, controllers_for(world, settings, params))
         return report_of(folder, driver, s) | {"parameters": len(params), "frames": sum(r["steps"] for r in records)}
 
     for name, (w, settings) in kinds.items():
         searched[name] = cells(f"control-{slug(name)}", lambda folder: found_by(w, settings, folder))
-    searched["z and h, random search"] = cells("control-random-search", lambda folder: found_by(
-        world, ControllerSettings(), folder, lambda fitness: random_search(fitness, s.evolve, folder, s.seed)))
+    searched["z and h, random search"] = cells("control-random-search", lambda folder: found_by(world, ControllerSettings(), folder, True))
     searched["rule by hand"] = cells("control-rule-by-hand", lambda folder: report_of(folder, RoadFollower(), s))
     if (Path(s.ppo) / "ppo.safetensors").exists():
         searched["PPO"] = cells("control-ppo", lambda folder: report_of(folder, load_ppo(Path(s.ppo) / "ppo.safetensors"), s))
@@ -353,18 +359,60 @@ tracks and starts from zeros; V and M are those of {s.world}. {s.evaluate.episod
 {"".join(lines)}"""
 
 
-def control_figure(rows: dict[str, dict]) -> Figure:
+def control_figure(rows: dict[str, dict], where: str = "gymnasium", label: str = "return on a held-out official track") -> Figure:
     fig = Figure(figsize=(8, 0.45 * len(rows) + 1), layout="constrained")
     ax = fig.subplots()
     for k, r in enumerate(rows.values()):
-        found = r["gymnasium"]
+        found = r[where]
         ax.scatter(found["returns"], np.full(len(found["returns"]), k), s=6, color=show.COLORS["baseline"], alpha=0.5, linewidths=0)
         ax.plot([found["low"], found["high"]], [k, k], color=show.COLORS["reconstruction"], linewidth=3)
         ax.scatter([found["mean"]], [k], s=30, color=show.COLORS["reconstruction"], zorder=3)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.invert_yaxis()
-    ax.set(xlabel="return on a held-out official track; blue: the mean and its 95 % interval")
+    ax.set(xlabel=f"{label}; blue: the mean and its 95 % interval")
     return fig
+
+
+# The controls in Doom, where C is found in the dream alone
+
+def doom_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
+    """Tics survived, in the dream and in the game, by what is left when one part is taken away; and by players that do not look."""
+    require_vizdoom()
+    world, seeds = WorldModel.load(s.doom), HELD_OUT[:s.doom_evaluate.episodes]
+    repeat, first = world.dynamics.action_repeat, make_envs(TAKE_COVER, VALIDATION[:32])
+    starts = Starts(*map(torch.from_numpy, encode_frames(world.vision, first.reset())))
+    first.close()
+    dreaming = replace(GAMES["TakeCover"].settings, max_steps=s.doom_evolve.max_steps // repeat)
+    of = lambda tics: summary(tics) | {"returns": [int(t) for t in tics]}
+
+    def found_by(world: WorldModel, settings: ControllerSettings, folder: Path, by_chance: bool = False) -> dict:
+        fitness = DreamFitness(world, starts, settings, dreaming)
+        params, _ = search_c(folder, fitness, settings, s.doom_evolve, s.seed, by_chance)
+        player = WorldModelPolicy(world, controllers_for(world, settings, params))
+        return {"parameters": len(params), "dream": of(repeat * fitness(params[None], seeds)[0]), "game": of(survive(player, seeds, s.doom_evaluate.max_steps))}
+
+    kinds = {"z, c and h": (world, C_DOOM), "z alone": (world, replace(C_DOOM, memory=False)),
+             "z, c and h, M untrained": (untrained(world, s.seed), C_DOOM), "z, c and h, random search": (world, C_DOOM, True)}
+    rows = {name: cells(f"doom-{slug(name)}", lambda folder: found_by(*kind[:2], folder, *kind[2:])) for name, kind in kinds.items()}
+    for name, player in {"to and fro, never looking": Runner(), "random, fresh action": NoisePolicy("white", s.doom_evaluate.max_steps)}.items():
+        rows[name] = cells(f"doom-{slug(name)}", lambda folder: {"game": of(survive(player, seeds, s.doom_evaluate.max_steps))})
+    return rows
+
+
+def doom_table(rows: dict[str, dict], s: StudySettings) -> str:
+    reference, lines = rows["z, c and h"]["game"]["returns"], []
+    for name, r in rows.items():
+        mean, low, high = paired(r["game"]["returns"], reference)
+        against = "" if name == "z, c and h" else f"{mean:+.0f} ({low:+.0f} to {high:+.0f})"
+        lines.append(f"| {name} | {r.get('parameters', '')} | {scored(r['dream']) if 'dream' in r else '–'} | {scored(r['game'])} | {against} |\n")
+    e, tau = s.doom_evolve, GAMES["TakeCover"].settings.temperature
+    return f"""Doom's TakeCover, with C found in M's dreams alone (τ = {tau:g}); what is left when one part is taken away. Every search has {e.generations} generations
+of {e.population} candidates × {e.episodes} dreams and starts from zeros; V and M are those of {s.doom}. {s.doom_evaluate.episodes} held-out games, tics survived,
+mean ± sd (95 % interval of the mean).
+
+| C sees | parameters | in the dream | in the game | against z, c and h, on the same seeds |
+|---|---|---|---|---|
+{"".join(lines)}"""
 
 
 # Time to a score
@@ -430,6 +478,8 @@ def main() -> None:
     if s.part in ("all", "data"): write(folders, "data", data_table(rows := data_study(cells, s), s), data_figure(rows))
     if s.part in ("all", "controls"): write(folders, "controls", control_table(rows := control_study(cells, s), s), control_figure(rows))
     if s.part in ("all", "time"): write(folders, "time", time_table(rows := time_study(cells, s), s), time_figure(rows))
+    if s.part in ("all", "doom"):
+        write(folders, "doom", doom_table(rows := doom_study(cells, s), s), control_figure(rows, "game", "tics survived in a held-out game"))
 
 
 if __name__ == "__main__": command(main)

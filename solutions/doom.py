@@ -323,7 +323,8 @@ def figure(found: list[dict], random: dict, path: Path) -> None:
 
 
 def films(run: Path, folder: Path, world: WorldModel, s: DoomSettings, tau: float, name: str, tics: int = 1050) -> None:
-    """NAME-game.mp4, NAME-dream.mp4 and NAME-both.mp4 in `run`: the game beside what V sees, the dream, and both from one first frame."""
+    """NAME-tau-τ-game.mp4, -dream.mp4 and -both.mp4 in `run`: the game beside what V sees, the dream, and both from one first frame."""
+    name = f"{name}-tau-{tau:g}"
     if (run / f"{name}-both.mp4").exists(): return
     settings, params = load_controller(folder / f"tau-{tau:g}" / "controller.safetensors")
     tics, repeat = min(tics, s.evaluate.max_steps), world.dynamics.action_repeat

@@ -169,14 +169,16 @@ class StudySettings:
     """folder that also gets the tables and the figures, if given"""
     fresh: bool = False
     """start anew, even if the folder holds studies"""
-    part: Literal["all", "data", "controls", "time"] = "all"
-    """which study: data policies, controls, or time to a score"""
+    part: Literal["all", "data", "controls", "doom", "time"] = "all"
+    """which study: data policies, controls on the road, controls in Doom, or time to a score"""
     policies: str = "white,brownian,held,ppo,iterated"
     """ways of collecting data that are compared"""
     ppo: str = "runs/ppo"
     """a run of solutions.ppo, for its data, its score and its curve; where there is none, its rows say so"""
     world: str = "data/carracing"
-    """V and M that the controls share"""
+    """V and M that the controls on the road share"""
+    doom: str = "data/takecover"
+    """V and M that the controls in Doom share"""
     seed: int = 0
     """seed of everything"""
     seeds: int = 3
@@ -195,7 +197,11 @@ class StudySettings:
     """steps of an episode that M sees in one piece"""
     evolve: EvolveSettings = field(default_factory=lambda: EvolveSettings(episodes=2, generations=10, diagonal=True, validate_every=2,
                                                                           validate_episodes=16))
-    evaluate: EvaluateSettings = field(default_factory=lambda: EvaluateSettings(episodes=48))
+    evaluate: EvaluateSettings = field(default_factory=lambda: EvaluateSettings(episodes=32))
+    doom_evolve: EvolveSettings = field(default_factory=lambda: EvolveSettings(diagonal=True, generations=30, validate_every=10, max_steps=2100, patience=0))
+    """a search in Doom's dreams; max_steps is in tics"""
+    doom_evaluate: EvaluateSettings = field(default_factory=lambda: EvaluateSettings(max_steps=2100))
+    """how its result is scored in the game, in tics"""
 
 
 @dataclass(frozen=True)

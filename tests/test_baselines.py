@@ -266,6 +266,18 @@ def test_training_leaves_weights_a_curve_and_events(trained):
     assert any(k.startswith("optimizer.") for k in tensors) and list((trained / "tensorboard").rglob("events*"))
 
 
+def test_the_learning_rate_falls_to_zero_and_never_below(tmp_path):
+    """Updates have a fixed size, so the last one ends beyond the budget; with a negative rate it would climb its loss."""
+    model = b.make_ppo(replace(TINY, steps=70), Relay(rows=2, skip=2, stack=2, max_steps=60, ahead=1))
+    assert [model.lr_schedule(left) for left in (1.0, 0.5, 0.0, -0.02)] == [TINY.lr, 0.5 * TINY.lr, 0.0, 0.0]
+    rates = []
+    real = model.train
+    model.train = lambda: (real(), rates.append(model.policy.optimizer.param_groups[0]["lr"]))
+    model.learn(35)
+    assert model.num_timesteps == 64 > 35 and rates[-1] == 0.0 and rates[0] > 0
+    model.env.close()
+
+
 def test_a_stored_ppo_drives_as_the_one_that_was_trained(trained):
     first, second = b.load_ppo(trained / "ppo.safetensors"), b.train_ppo(TINY, trained)
     returns = [score_policy(p, [3, 4], "fast", 40) for p in (first, second)]
@@ -496,3 +508,20 @@ def test_the_controls(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="window: 16 -> 8"): study(monkeypatch, run, "--window", "8")
     refused = subprocess.run([sys.executable, "-m", "solutions.baselines", "--policies", "brownian,telepathy"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 1 and "unknown policies telepathy" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_the_controls_in_doom(tmp_path, monkeypatch):
+    pytest.importorskip("vizdoom")
+    run = tmp_path / "b"
+    study(monkeypatch, run, "--part", "doom")
+    table, cells = (run / "doom.md").read_text(), {p.stem: json.loads(p.read_text()) for p in run.glob("doom-*.json")}
+    for name in ("z, c and h", "z alone", "M untrained", "random search", "never looking", "fresh action"): assert name in table, name
+    assert {k: c.get("parameters") for k, c in cells.items()} == {"doom-z-c-and-h": 1088, "doom-z-alone": 64, "doom-z-c-and-h-m-untrained": 1088,
+                                                                  "doom-z-c-and-h-random-search": 1088, "doom-to-and-fro-never-looking": None,
+                                                                  "doom-random-fresh-action": None}
+    assert all(0 < t <= 60 for c in cells.values() for t in c["game"]["returns"]) and all(c["game"]["episodes"] == 2 for c in cells.values())
+    assert all(c["dream"]["returns"][0] % 4 == 0 for c in cells.values() if "dream" in c), "dreams are told in tics, four to a step of M"
+    assert (run / "doom.png").stat().st_size > 5000
+    before = {p: p.stat().st_mtime_ns for p in run.glob("*.json")}
+    study(monkeypatch, run, "--part", "doom", "--to", str(tmp_path / "also"))
+    assert {p: p.stat().st_mtime_ns for p in run.glob("*.json")} == before and (tmp_path / "also" / "doom.md").read_text() == table

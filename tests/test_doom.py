@@ -406,7 +406,7 @@ def whole(tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_a_table_a_figure_films_and_a_report(whole):
-    for name in ("table.md", "table.png", "report.json", "player-game.mp4", "player-dream.mp4", "player-both.mp4", "random.json",
+    for name in ("table.md", "table.png", "report.json", "player-tau-1.15-game.mp4", "player-tau-1.15-dream.mp4", "player-tau-1.15-both.mp4", "random.json",
                  "seed-0/m.json", "seed-0/tau-1.15/controller.safetensors", "seed-0/tau-1.15/evolution.jsonl"):
         assert (whole / name).exists(), name
     report = json.loads((whole / "report.json").read_text())
@@ -414,7 +414,7 @@ def test_a_run_leaves_a_table_a_figure_films_and_a_report(whole):
     cell = report["cells"][0]
     assert len(cell["game"]["tics"]) == 2 and cell["tau"] == 1.15 and max(cell["game"]["tics"]) <= 60 and cell["generations"] == 2
     assert all(t % 4 == 0 and 4 <= t <= 60 for t in cell["dream"]["tics"])
-    assert len(imageio.v3.imread(whole / "player-dream.mp4")) % 4 == 0, "a film of a dream shows a step for as long as it takes"
+    assert len(imageio.v3.imread(whole / "player-tau-1.15-dream.mp4")) % 4 == 0, "a film of a dream shows a step for as long as it takes"
     assert "1.15" in (whole / "table.md").read_text() and "1092 ± 556" in (whole / "table.md").read_text()
 
 
@@ -440,7 +440,7 @@ def test_a_row_can_be_added_and_one_that_was_not_run_says_so(whole):
     before = (whole / "seed-0/tau-1.15/score.json").stat().st_mtime_ns
     done = run_doom(whole, flags=("--temperatures", "[1.15,0.1]"))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "not run" not in (whole / "table.md").read_text() and (whole / "cheat-both.mp4").exists()
+    assert "not run" not in (whole / "table.md").read_text() and (whole / "cheat-tau-0.1-both.mp4").exists()
     assert (whole / "seed-0/tau-1.15/score.json").stat().st_mtime_ns == before
 
 
