@@ -324,7 +324,7 @@ def control_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
     thumbs = WorldModel(Thumbnail().eval(), MDNRNN(MDNRNNSettings(latent=64, hidden=1)).eval())
     alone, searched = ControllerSettings(memory=False), {}
     kinds = {"z and h": (world, ControllerSettings()), "z and h, M untrained": (untrained(world, s.seed), ControllerSettings()),
-             "z and h, 40 hidden units": (world, ControllerSettings(hidden=40)), "z alone": (world, alone),
+             "z alone": (world, alone),
              "z alone, 40 hidden units": (world, ControllerSettings(memory=False, hidden=40)), "8 × 8 grey pixels, no V": (thumbs, alone)}
 
     def found_by(world: WorldModel, settings: ControllerSettings, folder: Path, by_chance: bool = False) -> dict:

@@ -191,14 +191,14 @@ class StudySettings:
     """episodes of good driving, on validation tracks, on which every V and M is measured"""
     test_steps: int = 400
     """steps of such an episode"""
-    vae_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=500, batch=256, lr=1e-3, lr_end=0.05))
+    vae_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=300, batch=256, lr=1e-3, lr_end=0.05))
     dynamics_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=400, batch=128, lr=2e-3, lr_end=0.01, clip=1.0))
     window: int = 64
     """steps of an episode that M sees in one piece"""
     evolve: EvolveSettings = field(default_factory=lambda: EvolveSettings(episodes=2, generations=10, diagonal=True, validate_every=2,
                                                                           validate_episodes=16))
     evaluate: EvaluateSettings = field(default_factory=lambda: EvaluateSettings(episodes=32))
-    doom_evolve: EvolveSettings = field(default_factory=lambda: EvolveSettings(diagonal=True, generations=30, validate_every=10, max_steps=2100, patience=0))
+    doom_evolve: EvolveSettings = field(default_factory=lambda: EvolveSettings(diagonal=True, generations=20, validate_every=10, max_steps=2100, patience=0))
     """a search in Doom's dreams; max_steps is in tics"""
     doom_evaluate: EvaluateSettings = field(default_factory=lambda: EvaluateSettings(max_steps=2100))
     """how its result is scored in the game, in tics"""

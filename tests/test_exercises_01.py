@@ -138,7 +138,7 @@ LOSSES = [
     (loss_with(shown="attached"), "detached"),
     (loss_with(total=lambda r, kl, beta: (beta * r + kl).mean()), "beta weighs the KL"),
     (loss_with(total=lambda r, kl, beta: (r + kl).mean()), "beta weighs the KL"),
-    (loss_with(total=lambda r, kl, beta: (r + beta * kl).sum()), "counts as the floor"),  # summed over the batch
+    (loss_with(total=lambda r, kl, beta: (r + beta * kl).sum()), "averaged over the batch, not summed"),  # summed over the batch
     (loss_with(reconstruct=lambda r: r / 192), "summed over a frame's pixels"),
     (loss_with(likelihood=lambda settings: "gaussian"), "likelihood is the settings'")]
 

@@ -90,9 +90,9 @@ def test_the_mean_instead_of_a_choice_is_told():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (make_sample(scale=lambda tau: tau), r"at τ = 0.25 the variance around a component is τ·σ²"),
-    (make_sample(noise=False), r"at τ = 1.0 the variance around a component is τ·σ²"),
-    (make_sample(scale=lambda tau: 1.0), "at τ = 0.25 the variance"),
+    (make_sample(scale=lambda tau: tau), r"at τ = 0.5 the variance around each component"),
+    (make_sample(noise=False), r"at τ = 1.0 the variance around each component"),
+    (make_sample(scale=lambda tau: 1.0), "at τ = 0.5 the variance"),
     (make_sample(logits=lambda log_pi, tau: log_pi), r"at τ = 0.5 .*softmax\(logits / τ\)"),
     (make_sample(logits=lambda log_pi, tau: log_pi * tau), r"at τ = 0.5 .*softmax\(logits / τ\)"),
     (make_sample(logits=lambda log_pi, tau: log_pi.exp() / tau), r"at τ = 1.0 .*softmax\(logits / τ\)"),
@@ -172,10 +172,10 @@ def always_heads(model, batch, done_weight=10.0):
     (make_loss(over="all"), "number of real steps, not of all"),
     (make_loss(width=False), "divide by the width of z"),
     (make_loss(total=True), "a mean over steps, not a sum"),
-    (make_loss(restart=False), "told where episodes begin"),
+    (make_loss(restart=False), "all of a, and restart"),
     (always_heads, "no reward or done where M has no such heads"),
     (unmasked_reward, "reward's squared error, averaged over the real steps"),
-    (make_loss(weighted=False), "a true one weighing 10"),
+    (make_loss(weighted=False), "a true one weighing done_weight"),
     (make_loss(parts=False), "sum of the parts")])
 def test_a_wrong_loss_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): mdn_rnn.test_dynamics_loss(wrong)

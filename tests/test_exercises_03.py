@@ -50,7 +50,7 @@ def test_a_right_attention_in_other_words_passes(): transformer.test_attention(m
     (make_attention(axis=-2), "a query's weights sum to 1 over the keys"),
     (make_attention(masked="zero"), "sees only itself gets its own value"),
     (make_attention(masked="after"), "sees only itself gets its own value"),
-    (make_attention(masked="inverted"), "weights sum to 1"),
+    (make_attention(masked="inverted"), "true where a query may look"),
     (make_attention(values="k"), "their average is that value")])
 def test_a_wrong_attention_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): transformer.test_attention(wrong)

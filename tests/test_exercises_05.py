@@ -132,7 +132,7 @@ def test_a_right_return_in_other_words_passes(): d.test_returns_of(make_returns(
 
 @pytest.mark.parametrize("wrong, message", [
     (make_returns(after=True, drop=False), "its last included, none after"), (make_returns(last=False), "its last included, none after"),
-    (make_returns(drop=False), "dropped when they are half"), (make_returns(limit=1), "longer than max_steps"),
+    (make_returns(drop=False), "dropped as soon as half"), (make_returns(limit=1), "longer than max_steps"),
     (make_returns(early=True), "lengths: the steps of each row")])
 def test_a_wrong_return_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): d.test_returns_of(wrong)

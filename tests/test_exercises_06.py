@@ -19,11 +19,12 @@ def test_the_reference_passes(test, reference): test(reference)
 # Exercise 1: buttons
 
 @pytest.mark.parametrize("wrong, message", [
-    (lambda a: [a < 0, a > 0], r"-0.33 presses nothing"),
-    (lambda a: [a > 1 / 3, a < -1 / 3], r"-1.00 presses left"),
-    (lambda a: [a < -0.5, a > 0.5], r"-0.34 presses left"),
-    (lambda a: [abs(a) > 1 / 3] * 2, r"-1.00 presses left"),
-    (lambda a: [a < 1 / 3, a > 1 / 3], r"\+0.00 presses nothing")])
+    (lambda a: [a < 0, a > 0], r"-0.330 presses nothing"),
+    (lambda a: [a > 1 / 3, a < -1 / 3], r"-1.000 presses left"),
+    (lambda a: [a < -0.5, a > 0.5], r"-0.340 presses left"),
+    (lambda a: [abs(a) > 1 / 3] * 2, r"-1.000 presses left"),
+    (lambda a: [a < 1 / 3, a > 1 / 3], r"\+0.000 presses nothing"),
+    (lambda a: [a <= -1 / 3, a >= 1 / 3], r"-0.333 presses nothing"), (lambda a: [a < -0.33, a > 0.33], r"-0.333 presses nothing")])
 def test_wrong_buttons_are_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): doom.test_buttons(wrong)
 

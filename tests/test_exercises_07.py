@@ -171,7 +171,7 @@ def one_by_one(fitness, candidates, means, fresh, finalists):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (best_where_chosen, "best finalist on the fresh tracks"), (wrong_index, "best finalist on the fresh tracks"), (everybody_again, "only the finalists"),
+    (best_where_chosen, "finalist with the best mean on the fresh tracks"), (wrong_index, "finalist with the best mean on the fresh tracks"), (everybody_again, "only the finalists"),
     (the_worst, "those with the best means"), (lucky_returns, "its returns are those on the fresh tracks"), (one_by_one, "only the finalists drive again, once")])
 def test_a_wrong_choice_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): baselines.test_choose(wrong)

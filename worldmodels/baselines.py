@@ -216,6 +216,7 @@ def test_advantages(advantages: Callable) -> None:
     faded = advantages(np.eye(8)[7], none, none, open_end, 0.9, 0.5)
     close("a reward fades by γ·λ for each step before it", faded, 0.45 ** np.arange(7, -1, -1))
     two = advantages(r, v, f, cut, 0.9, 0.8)
+    close("where the arrays stop, so does the sum", advantages(r, v, f, open_end, 0.9, 0.8)[7], r[7] + 0.9 * f[7] - v[7])
     close("no surprise crosses the end of an episode, from the next one into this", two[:4], advantages(r[:4], v[:4], f[:4], cut[:4], 0.9, 0.8))
     close("what comes after an end is an episode of its own", two[4:], advantages(r[4:], v[4:], f[4:], open_end[4:], 0.9, 0.8))
     close("an end does not take away the value that follows it: 0 stands there where the world ended, V where the clock did",
@@ -416,7 +417,8 @@ def test_paired(paired: Callable) -> None:
     close("the mean is that of a − b", mean, 10 + wobble.mean(), tol=1e-6)
     that("the interval holds the mean", low < mean < high, f"got {low:.2f} to {high:.2f} around {mean:.2f}")
     that("what a track is worth cancels: resample differences, not the returns of each", high - low < 10, f"it is {high - low:.1f} wide")
-    close("it is an interval of the mean: about 2 · 1.96 standard errors wide", high - low, 2 * 1.96 * wobble.std() / 10, tol=0.15)
+    close("it is an interval of the mean of a − b: about 2 · 1.96 standard errors wide; the ends of two intervals cannot be subtracted",
+          high - low, 2 * 1.96 * wobble.std() / 10, tol=0.05)
     close("turned round, it changes its sign", [float(x) for x in paired(b, a)], [-mean, -high, -low], tol=0.1)
     close("a driver does not differ from itself", [float(x) for x in paired(a, a)], [0.0, 0.0, 0.0])
     try: paired(a, b[:1])
@@ -464,10 +466,12 @@ def test_on_road(on_road: Callable) -> None:
     that("road under the car: on the road", got[0])
     that("grass all around: not on the road, though the car itself is not green", not got[1], "are the car's own pixels taken for road?")
     equal("road at the edge of the picture is not under the car", got[2:], np.array([False, False]))
+    part = np.asarray(on_road(np.stack([picture(slice(31, 64)), picture(slice(0, 30))])))
+    equal("more than half of the patch decides: road under five eighths of it is enough, under three eighths is not", part, np.array([True, False]))
     far = picture()
-    far[:40] = 105
+    far[:48] = 105
     that("nor is the road ahead", not np.asarray(on_road(far[None]))[0])
-    equal("frames of another size work the same", np.asarray(on_road(np.stack([picture(slice(40, 56), 96), picture(size=96)]))), np.array([True, False]))
+    equal("frames of another size work the same (both wrong? scale the patch. Grass wrong? it is too tight)", np.asarray(on_road(np.stack([picture(slice(40, 56), 96), picture(size=96)]))), np.array([True, False]))
 
 # %% ../nbs/07_baselines.ipynb #b1fbbda6
 def on_road(frames: np.ndarray) -> np.ndarray:
@@ -484,12 +488,13 @@ def test_choose(choose: Callable) -> None:
     lucky = skill + np.array([100.0, 5, 60, 0, 0])  # 0 and 2 were very lucky on the tracks that chose
     def fitness(params, seeds):
         asked.append((np.asarray(params).copy(), list(seeds)))
-        return np.asarray(params)[:, 1:] + np.arange(len(seeds)) - 1.0
+        luck = (np.asarray(params)[:, :1] == 2) * np.array([14.0, 0, 13])[:len(seeds)]  # on single fresh tracks candidate 2 does best, in the mean 1
+        return np.asarray(params)[:, 1:] + np.arange(len(seeds)) - 1.0 + luck
     params, returns = choose(fitness, candidates, lucky, [7, 8, 9], 3)
     equal("only the finalists drive again, once", [len(p) for p, _ in asked], [3])
     equal("on the fresh tracks", asked[0][1], [7, 8, 9])
     equal("the finalists are those with the best means", sorted(np.asarray(asked[0][0])[:, 0].tolist()), [0.0, 1.0, 2.0])
-    equal("the winner is the best finalist on the fresh tracks, not on those that chose", np.asarray(params), candidates[1])
+    equal("the winner is the finalist with the best mean on the fresh tracks, not on those that chose, nor on one of them", np.asarray(params), candidates[1])
     close("its returns are those on the fresh tracks", returns, [49.0, 50.0, 51.0])
     params, _ = choose(fitness, candidates, lucky, [7], 1)
     equal("a single finalist is the one with the best mean", np.asarray(params), candidates[0])

@@ -160,6 +160,7 @@ def test_smooth_noise(smooth_noise) -> None:
     x = np.asarray(smooth_noise(np.random.default_rng(0), 60, 5000, 0.9))
     shape("(steps, dim)", x, (60, 5000))
     equal("the same generator gives the same noise", np.asarray(smooth_noise(np.random.default_rng(0), 60, 5000, 0.9)), x)
+    that("each of the dim columns has noise of its own", np.ptp(x[-1]) > 0, "all columns are the same: draw (steps, dim) numbers")
     close("sd 1 at the first step", x[0].std(), 1.0, tol=0.05)
     close("sd 1 at the last step", x[-1].std(), 1.0, tol=0.05)
     correlation = lambda x, lag: np.corrcoef(x[30], x[30 - lag])[0, 1]
@@ -383,13 +384,16 @@ def test_bootstrap(bootstrap) -> None:
     low, high = bootstrap(returns)
     equal("the same returns give the same interval", bootstrap(returns), (low, high))
     wide = high - low
-    that("it is not a single point", wide > 5, f"it is {wide:.2f} wide: was something drawn with replacement?")
+    that("it is not a single point", wide > 5, f"it is {wide:.2f} wide: was something drawn with replacement, and the mean taken over each sample (axis 1)?")
     that("it is an interval of the mean, not of single returns", wide < 100, f"it is {wide:.0f} wide, for 400 returns with an sd of 100")
-    that("the mean lies inside", low < returns.mean() < high)
+    that("the mean lies inside", low < returns.mean() < high, f"it is {returns.mean():.1f}, and the interval {low:.1f} to {high:.1f}; np.percentile counts from 0 to 100")
     close("for a bell curve it is 2 · 1.96 standard errors wide", wide, 2 * 1.96 * returns.std() / 20, tol=0.06)
     few = bootstrap(returns[:100])
     close("a quarter of the episodes make it about twice as wide", (few[1] - few[0]) / wide, 2.0, tol=0.15)
     close("returns that are all equal leave no doubt", bootstrap(np.full(50, 7.0)), (7.0, 7.0))
+    skewed = np.append(np.full(9, 900.0), 300.0)
+    that("skewed returns have a skewed interval: no resampled mean exceeds the largest return", bootstrap(skewed)[1] <= 900,
+         f"it ends at {bootstrap(skewed)[1]:.0f}, and no return is above 900: the mean ± 1.96 standard errors is another interval")
 
 # %% ../nbs/04_controller.ipynb #6a983e01
 def bootstrap(returns: np.ndarray, seed: int = 0) -> tuple[float, float]:
@@ -547,10 +551,10 @@ def test_imitate(imitate) -> None:
     owner = torch.zeros(2000, dtype=torch.long)
     params = np.asarray(imitate(seen, 0.2 * teacher(seen, owner)))
     shape("4 inputs and 3 outputs are 3 · 4 + 3 parameters", params, (15,))
-    steady = np.asarray(imitate(seen, torch.tensor([[0.5, -0.5, 1.0]]).expand(2000, 3)))
-    close("a constant output is all bias, and the biases come last", steady, [0.0] * 12 + [0.5, -0.5, 1.0], tol=0.01)
+    steady = np.asarray(imitate(seen, torch.tensor([[0.5, -1.9, 3.0]]).expand(2000, 3)))
+    close("a constant output is all bias, the biases come last, and what is wanted is clipped to ±2", steady, [0.0] * 12 + [0.5, -1.9, 2.0], tol=0.01)
     pupil = Controllers(ControllerSettings(), 4, 3, params)
-    close("the pupil decides as the teacher does", pupil(seen, owner), 0.2 * teacher(seen, owner), tol=0.01)
+    close("the pupil decides as the teacher does (weights as (outputs, inputs), row by row)", pupil(seen, owner), 0.2 * teacher(seen, owner), tol=0.01)
     far = 20 * teacher(seen, owner)
     close("what is wanted is clipped to ±2 first", imitate(seen, far), imitate(seen, far.clamp(-2, 2)))
 

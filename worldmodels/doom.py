@@ -39,9 +39,9 @@ def doom_sections(names: str) -> str:
 def test_buttons(buttons: Callable) -> None:
     """A function buttons(action) -> [left, right]: pressed below −1/3 and above 1/3, nothing between."""
     for action, left, right in ((-1.0, True, False), (1.0, False, True), (0.0, False, False), (-0.34, True, False), (0.34, False, True),
-                                (-0.33, False, False), (0.33, False, False)):
+                                (-0.33, False, False), (0.33, False, False), (-1 / 3, False, False), (1 / 3, False, False)):
         got = [bool(b) for b in buttons(action)]
-        equal(f"{action:+.2f} presses {'left' if left else 'right' if right else 'nothing'}: [left, right]", got, [left, right])
+        equal(f"{action:+.3f} presses {'left' if left else 'right' if right else 'nothing'}: [left, right]", got, [left, right])
     equal("numbers of numpy work too", [bool(b) for b in buttons(np.float32(0.5))], [False, True])
 
 # %% ../nbs/06_doom.ipynb #dc918e39
@@ -181,6 +181,8 @@ def test_reliability(reliability: Callable) -> None:
     close("how many there are; a p of 1 belongs to the last group", count, [2, 1, 0, 2])
     close("what was said is the mean of p in the group, not the group's middle", said[[0, 1, 3]], [0.15, 0.3, 0.95])
     close("the share of what happened is of the group, not of all", share[[0, 1, 3]], [0.0, 1.0, 1.0])
+    count = reliability(np.array([0.25, 0.3]), np.array([True, False]), np.array([0.0, 0.25, 0.5, 0.75, 1.0]))[2]
+    close("an inner edge belongs to the group above it, and empty groups at the end count, too", np.asarray(count, float), [0, 2, 0, 0])
     that("an empty group has NaN: nothing was said there", np.isnan(said[2]) and np.isnan(share[2]), f"got {said[2]} and {share[2]}")
     rng = np.random.default_rng(0)
     p = rng.uniform(0, 0.2, 200_000)

@@ -126,6 +126,9 @@ def test_deal(deal: Callable) -> None:
     shape("one next key for each", following, (400,))
     that("above 0 and below 1", ((u > 0) & (u < 1)).all(), f"they go from {u.min():.3g} to {u.max():.3g}: a shift of int64 keeps the sign")
     equal("equal keys give equal numbers, whoever the neighbours are", deal(keys[[7, 3]], 50)[0], u[[7, 3]])
+    edge = torch.tensor([7046029254386353131, 3558559446808474027, 959135552437182909, 3453682501520545093])  # scrambled: 0, -1, largest, smallest
+    least = deal(edge, 1)[0]
+    that("never 0 or 1, at the ends of int64 either", ((least > 0) & (least < 1)).all(), f"they go from {least.min():.9g} to {least.max():.9g}")
     close("columns are independent", torch.corrcoef(u.T)[~torch.eye(50, dtype=torch.bool)].abs().max(), 0.0, tol=0.27)
     close("rows are independent", torch.corrcoef(u[:50])[~torch.eye(50, dtype=torch.bool)].abs().max(), 0.0, tol=0.7)
     near = deal(torch.arange(400), 1)[0][:, 0]
@@ -133,6 +136,7 @@ def test_deal(deal: Callable) -> None:
     close("their mean is 1/2", u.mean(), 0.5, tol=0.01)
     close("their variance is 1/12", u.var(), 1 / 12, tol=0.01)
     equal("asking for fewer gives the first of them", deal(keys, 10)[0], u[:, :10])
+    equal("number j comes from scramble(key + GOLDEN · j)", deal(keys + GOLDEN, 2)[0], deal(keys, 3)[0][:, 1:])
     again = deal(following, 50)[0]
     that("the next numbers are new ones", not torch.isin(again, u).float().mean() > 0.05,
          f"{torch.isin(again, u).float().mean():.0%} of them have been dealt before: the next key must not lie on the way of the old one")
@@ -374,7 +378,7 @@ class _Script:
         if not torch.equal(actions[:, 0], self.z[:, 0]):
             raise AssertionError("act was asked about other rows than those that are dreamt")
         self.z = self.z + torch.tensor([0.0, 1.0])
-        return self.z, 10 * self.z[:, 0] + self.z[:, 1], self.z[:, 1] >= self.lengths
+        return self.z, 10 * self.z[:, 0] + self.z[:, 1], self.z[:, 1] == self.lengths  # said once: who is over has to be remembered
 
     def take(self, rows):
         self.z, self.lengths, self.taken = self.z[rows], self.lengths[rows], self.taken + 1
@@ -395,6 +399,7 @@ def test_returns_of(returns_of: Callable) -> None:
     close("returns: the rewards of a row's own steps, its last included, none after", returns,
           [sum(10 * r + t for t in range(1, n + 1)) for r, n in enumerate(lengths)])
     equal("nobody dreams on when all are over", len(asked), 5)
+    that("rows are dropped as soon as half of them are over", len(asked[2]) <= 2, f"after two of four are over, {len(asked[2])} rows were dreamt")
     that("rows that are over are dropped when they are half", script.taken and len(asked[-1]) == 1,
          f"the last step was dreamt by {len(asked[-1])} rows")
     returns, steps = returns_of(_Script(lengths), act, 2)
@@ -643,7 +648,7 @@ def test_rank_correlation(rank_correlation: Callable) -> None:
     close("of five, two neighbours swapped: 0.9", rank_correlation(np.arange(5), np.array([0, 1, 3, 2, 4])), 0.9)
     close("a rank is a place in the order, and not what argsort gives",
           rank_correlation(np.array([2, 0, 1, 3]), np.array([1, 3, 0, 2])), -0.2)
-    close("equal values share the mean of their ranks", rank_correlation(np.array([1, 1, 2]), np.array([1, 2, 3])), math.sqrt(3) / 2)
+    close("equal values share the mean of their ranks", rank_correlation(np.array([1, 1, 2, 3]), np.array([1, 2, 3, 4])), math.sqrt(0.9))
     that("where everything is equal there is no order: NaN", math.isnan(rank_correlation(np.ones(4), np.arange(4))))
 
 # %% ../nbs/05_dream.ipynb #6934b6e5

@@ -50,27 +50,32 @@ def test_nll(nll: Callable) -> None:
         p = torch.exp(torch.distributions.Normal(m.mu, m.log_sigma.exp()).log_prob(z[:, None]))  # (latent, K)
         p = (m.log_pi[0].exp() * p.prod(0)).sum() if shared else (m.log_pi.exp() * p).sum(-1).prod()
         close(order, nll(m, z), -p.log())
-    far = torch.full((3,), 100.0, requires_grad=True)
-    nll(_example(), far).backward()
-    that("far away the gradient is finite: logsumexp, not log of a sum of exp", far.grad.isfinite().all())
+    for shared in (False, True):
+        far = torch.full((3,), 100.0, requires_grad=True)
+        nll(_example(shared), far).backward()
+        that("far away the gradient is finite, and not 0: logsumexp, not log of a sum of exp, with or without an ε",
+             (far.grad.isfinite() & (far.grad > 0)).all(), f"got {far.grad.tolist()}")
 
 # %% ../nbs/02_mdn_rnn.ipynb #59896c22
 def test_sample(sample: Callable) -> None:
     """A function sample(mixture, temperature, generator): right frequencies and spreads at every temperature."""
     n, draw = 20_000, lambda m, tau, seed=0: sample(m, tau, torch.Generator().manual_seed(seed))
-    def pair(shared=False):  # two components, far apart and of width 0.5, in each of 2 dimensions
+    def pair(shared=False):  # two components, far apart, of widths 0.5 and 0.2, in each of 2 dimensions
         log_pi = torch.tensor([0.8, 0.2]).log().expand(n, 1 if shared else 2, 2)
         return SimpleNamespace(logits=log_pi, log_pi=log_pi,
-                               mu=torch.tensor([-5.0, 5.0]).expand(n, 2, 2), log_sigma=torch.full((n, 2, 2), 0.5).log())
+                               mu=torch.tensor([-5.0, 5.0]).expand(n, 2, 2), log_sigma=torch.tensor([0.5, 0.2]).log().expand(n, 2, 2))
     m = pair()
     shape("one value for each dimension: (…, latent)", draw(m, 1.0), (n, 2))
+    more = _example(batch=(2, 5))
+    more.logits = more.log_pi
+    shape("with any axes in front", draw(more, 1.0), (2, 5, 3))
     equal("the same generator state gives the same draw", draw(m, 1.0), draw(m, 1.0))
     for tau, share in (1.0, 0.2), (0.5, 0.04 / 0.68):  # 0.2² / (0.8² + 0.2²)
         rare = (draw(m, tau) > 0).float().mean(0)
         close(f"at τ = {tau} a component of π = 0.2 is chosen with softmax(logits / τ)", rare, [share] * 2, tol=0.015)
-    for tau in (1.0, 0.25, 2.0):
+    for tau in (1.0, 0.5, 2.0):
         z = draw(m, tau)[:, 0]
-        close(f"at τ = {tau} the variance around a component is τ·σ²", z[z < 0].var(), tau * 0.25, tol=0.02 * tau)
+        close(f"at τ = {tau} the variance around each component is τ times its own σ²", [z[z < 0].var(), z[z > 0].var()], [tau * 0.25, tau * 0.04], tol=0.02 * tau)
     both = lambda m: (draw(m, 1.0) > 0).all(1).float().mean()
     close("own weights: each dimension chooses for itself", both(m), 0.2 * 0.2, tol=0.01)
     close("shared weights: one choice for all dimensions", both(pair(shared=True)), 0.2, tol=0.015)
@@ -260,7 +265,7 @@ class MDNRNN(Dynamics):
 
 # %% ../nbs/02_mdn_rnn.ipynb #7e011e29
 def resample(latents: Latents, at, rng: torch.Generator) -> torch.Tensor:
-    """A draw from N(mu, σ) of V for the frames `at`: indices of any shape, or a slice, to (*at, latent)."""
+    """A draw from N(mu, σ²) of V for the frames `at`: indices of any shape, or a slice, to (*at, latent)."""
     mu = latents.mu[at]
     return mu + torch.exp(0.5 * latents.logvar[at]) * torch.randn(mu.shape, generator=rng)
 
@@ -306,10 +311,10 @@ class _Stub(Dynamics):
 
     def __init__(self, heads: bool = False):
         super().__init__()
-        self.heads, self.restart = heads, None
+        self.heads = heads
 
     def forward(self, z, a, restart=None, mask=None):
-        self.restart, zeros = restart, torch.zeros(z.shape[:-1])
+        self.given, zeros = (z, a, restart), torch.zeros(z.shape[:-1])
         return SimpleNamespace(nll=lambda target: (target - z).pow(2).sum(-1),
                                reward=zeros + 1 if self.heads else None, done=zeros if self.heads else None)
 
@@ -326,22 +331,23 @@ def test_dynamics_loss(loss: Callable) -> None:
     """A function loss(model, batch, done_weight) to (what is minimised, its parts): targets, mask, units, heads."""
     z = torch.tensor([0.0, 1, 4, 9, 16])[:, None].expand(2, 5, 3)  # squared moves of 1, 9, 25 and 49 in each dimension
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
-    batch = dict(z=z, a=torch.zeros(2, 4, 1), reward=torch.where(mask, 0.0, 9.0), mask=mask, restart=~mask,
+    batch = dict(z=z, a=torch.zeros(2, 4, 1), reward=torch.where(mask, 3.0, 9.0), mask=mask, restart=~mask,
                  terminated=torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1]], dtype=torch.bool))
     model = _Stub()
     value, parts = loss(model, batch, 10.0)
     that("no reward or done where M has no such heads", set(parts) == {"nll"}, f"got {sorted(parts)}")
     mistakes = {0.0: "it was asked about the z it had been given: the target is z[:, 1:], the input z[:, :-1]",
+                94 / 64: "the width of z is 3 here: z.shape[-1]",
                 282 / 6: "prediction.nll sums over dimensions: divide by the width of z",
                 94.0: "a mean over steps, not a sum", 21.0: "steps beyond the episode's end count: use the mask",
                 94 / 8: "divide by the number of real steps, not of all"}
     got = float(parts["nll"])
     hint = next((h for wrong, h in mistakes.items() if abs(got - wrong) < 1e-3), f"got {got:.4g}")
     that("nll is in nats a dimension, averaged over the real steps: 94 / 6 here", abs(got - 94 / 6) < 1e-3, hint)
-    that("M is told where episodes begin: model(z, a, restart)", model.restart is not None)
-    value, parts = loss(_Stub(heads=True), batch, 10.0)
-    close("the reward's squared error, averaged over the real steps", parts["reward"], 1.0)
-    close("done: cross-entropy over the real steps, a true one weighing 10", parts["done"], (5 + 10) * math.log(2) / 6)
+    equal("M is given z without its last step, all of a, and restart", model.given, (z[:, :-1], batch["a"], batch["restart"]))
+    value, parts = loss(_Stub(heads=True), batch, 4.0)
+    close("the reward's squared error, averaged over the real steps", parts["reward"], 4.0)
+    close("done: cross-entropy over the real steps, a true one weighing done_weight", parts["done"], (5 + 4) * math.log(2) / 6)
     close("what is minimised is the sum of the parts", value, sum(parts.values()))
 
 # %% ../nbs/02_mdn_rnn.ipynb #b7e675a7
@@ -470,6 +476,7 @@ def test_open_loop(dream: Callable) -> None:
     that("z_2 moves by the actions 2, 3, 4, …, and each dream by the next", same(right), hint)
     close("M remembers: its state goes through the context and on", got[0, :, 1], torch.arange(3.0, 8.0))
     equal("the same seed dreams the same", dream(_Stub(), z, a, 3, 1.0, 0), got)
+    that("every step draws anew", not torch.equal(got[:, 0, 2], got[:, 1, 2]), "make the generator once, before the loop")
     that("another seed dreams another dream", not torch.equal(dream(_Stub(), z, a, 3, 1.0, 1)[:, :, 2], got[:, :, 2]))
     close("the temperature reaches `sample`", dream(_Stub(), z, a, 3, 2.0, 0)[:, :, 2], 2 * got[:, :, 2])
 

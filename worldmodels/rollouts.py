@@ -51,6 +51,7 @@ def test_prepare(prepare: Callable) -> None:
     stripes[:, :, 1::2] = 255  # every other column white: a new pixel covers one and a half old ones
     got = prepare(stripes, 64)[0, 0, :4, 0]
     close("a new pixel is the mean of the area it covers", got, [85, 85, 170, 170], tol=0.02)
+    equal("row 83 is the last one kept, and is kept", int(prepare(rows, 64)[0, -1, 0, 0]), 83)
     equal("other sizes work too", prepare(frames, 32).shape, (3, 32, 32, 3))
 
 # %% ../nbs/00_rollouts.ipynb #cba7d20a
@@ -382,7 +383,7 @@ def test_brownian(brownian: Callable) -> None:
     that("it begins anywhere between the bounds: spread", (begins.std(0) > 0.2 * (high - low)).all(),
          "every episode begins at nearly the same action")
     free = np.diff(draw(wide=1e3), axis=0)
-    close("far from the bounds a step is N(0, dt): its sd is √dt", free.std(0), [np.sqrt(1 / 50)] * 3, tol=0.01)
+    close("far from the bounds a step is N(0, dt): its sd is √dt", free.std(0), np.full(3, 50**-0.5), tol=0.01)
     close("`dt` is used", np.diff(draw(wide=1e3, dt=0.5), axis=0).std(), 0.5**0.5, tol=0.03)
     close("steering, gas and brake walk on their own", np.corrcoef(free.T), np.eye(3), tol=0.08)
     at_bounds = ((a == np.float32(low)) | (a == np.float32(high))).mean()
@@ -421,6 +422,7 @@ def test_held(held: Callable) -> None:
     drawn = a[np.r_[True, changes.any(1)]]
     close("actions are uniform: mean", drawn.mean(0), [0, 0.5, 0.5], tol=0.05)
     close("actions are uniform: sd", drawn.std(0) / (high - low), [12**-0.5] * 3, tol=0.02)
+    shape("as many actions as steps, with longest=1 too", draw(longest=1), (8000, 3))
     equal("`longest` is used", draw(longest=1)[1:].shape, (np.unique(draw(longest=1), axis=0).shape[0] - 1, 3))
 
 # %% ../nbs/00_rollouts.ipynb #34415b85
@@ -490,9 +492,12 @@ class Scripted(Envs):
 class Signing(Policy):
     """A policy for tests: steers by row, presses the gas by step, and keeps what it was shown."""
 
+    t = None
+
     def start(self, envs): self.t, self.shown = 0, []
 
     def act(self, frames, rows):
+        if self.t is None: raise ValueError("call policy.start(envs) once, before the first act")
         self.t += 1
         self.shown.append((frames[:, 0, 0, 0].astype(int), np.array(rows)))
         return np.stack([np.asarray(rows) / 10, np.full(len(rows), self.t / 100), np.zeros(len(rows))], 1)
@@ -511,6 +516,11 @@ def test_drive(drive: Callable) -> None:
     returns, lengths = drive(Scripted(script), Signing(), 2)
     equal("nobody drives longer than max_steps", np.asarray(lengths), np.array([2, 2, 1, 2]))
     close("rewards after max_steps do not count", returns, [3, 20, 100, 0])
+    class Clocked(Scripted):  # a clock ends its episodes, not the world
+        def _step(self, actions, rows):
+            frames, rewards, over, no = super()._step(actions, rows)
+            return frames, rewards, no, over
+    equal("a row leaves when it is truncated, too", np.asarray(drive(Clocked([[1, 2, 4], [10] * 6]), Signing(), 100)[1]), np.array([3, 6]))
 
 # %% ../nbs/00_rollouts.ipynb #dfaf6f25
 def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 0,
@@ -556,7 +566,7 @@ def test_road_offset(road_offset: Callable) -> None:
     got = road_offset(np.stack([picture(27, 37), picture(0, 10), picture(54, 64), picture(40, 50)]))
     shape("one number a frame", got, (4,))
     close("a road straight ahead is at 0", got[0], 0, tol=0.005)
-    that("a road on the left is below 0, one on the right above", got[1] < 0 < got[2])
+    that("a road on the left is below 0, one on the right above", got[1] < 0 < got[2], f"got {got[1]} and {got[2]}: is grass counted as road?")
     close("from −1 at the left edge of the frame to 1 at the right", got[1:], [-54 / 64, 54 / 64, 26 / 64], tol=0.02)
     behind = picture(0, 20)
     behind[:46, :] = picture(40, 60)[:46]
@@ -568,6 +578,12 @@ def test_road_offset(road_offset: Callable) -> None:
     that("NaN where no road is to be seen", np.isnan(road_offset(mixed)[0]), f"got {road_offset(mixed)[0]}")
     close("and only there", road_offset(mixed)[1], 26 / 64, tol=0.02)
     close("frames of another size work the same", road_offset(picture(60, 75, 96)[None]), [39 / 96], tol=0.03)
+    big = picture(10, 20, 96)
+    big[54:69] = picture(60, 75, 96)[54:69]
+    close("the rows follow the size: 54 to 68 of 96", road_offset(big[None]), [39 / 96], tol=0.03)
+    bend, widths = picture(0, 0), 4 * np.arange(1, 11)
+    for row, width in zip(range(36, 46), widths): bend[row, :width] = 105
+    close("the mean is over pixels: a wide row counts more", road_offset(bend[None]), [(widths * (widths / 64 - 1)).sum() / widths.sum()], tol=0.01)
 
 # %% ../nbs/00_rollouts.ipynb #88b0efa4
 def road_offset(frames: np.ndarray) -> np.ndarray:
@@ -600,7 +616,9 @@ def test_record(record: Callable) -> None:
     """A function record(envs, policy, max_steps) -> one Episode a row: everything stands where it belongs."""
     from worldmodels.tools.check import close, equal, that
     script = [[1, 2, 4], [10] * 6, [100]]
-    episodes = record(Scripted(script), Signing(), 4)
+    world = Scripted(script)
+    world.reseed([7, 3, 5])
+    episodes = record(world, Signing(), 4)
     equal("one episode a row", len(episodes), 3)
     for row, (episode, steps) in enumerate(zip(episodes, (3, 4, 1))):
         name = f"row {row}, which drives {steps} steps: "
@@ -616,7 +634,7 @@ def test_record(record: Callable) -> None:
         that(name + "the last step is terminated if the world ended it, truncated if max_steps did",
              (episode.terminated[-1], episode.truncated[-1]) == (not cut, cut),
              f"terminated {episode.terminated[-1]}, truncated {episode.truncated[-1]}")
-        equal(name + "its seed", episode.seed, row)
+        equal(name + "its seed, which is envs.seeds[row]", episode.seed, world.seeds[row])
 
 # %% ../nbs/00_rollouts.ipynb #bd0ad46e
 class Recorder:

@@ -35,13 +35,14 @@ def test_attention(attention: Callable) -> None:
     rng = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 5, 8, generator=rng)
     everything = torch.ones(5, 5, dtype=torch.bool)
+    that("mask is true where a query may look: with all true, nothing is masked", attention(q, k, v, everything).isfinite().all())
     shape("one output for each query", attention(q, k, v, everything), (2, 4, 5, 8))
     close("all values equal: their average is that value, so a query's weights sum to 1 over the keys",
           attention(q, k, torch.ones_like(v), everything), torch.ones_like(v))
     close("all keys equal: a plain mean of the values", attention(q, torch.zeros_like(k), v, everything),
           v.mean(-2, keepdim=True).expand_as(v))
     itself = torch.eye(5, dtype=torch.bool)
-    close("a query that sees only itself gets its own value, whole", attention(q, k, v, itself), v)
+    close("a query that sees only itself gets its own value, whole: -inf before the softmax, not 0 before or after it", attention(q, k, v, itself), v)
     causal = everything.tril()
     later = v.clone()
     later[..., 3:, :] = 100.0
@@ -60,9 +61,9 @@ def test_window_mask(window_mask: Callable) -> None:
     equal("with room enough it sees all earlier ones", wide, torch.ones(6, 6, dtype=torch.bool).tril())
     equal("a context of 3 is three tokens, itself among them", window_mask(never, 3)[0, 0].sum(1),
           torch.tensor([1, 2, 3, 3, 3, 3]))
-    restart = torch.tensor([[0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    restart = torch.tensor([[0, 1, 0, 1, 0, 0], [1, 0, 0, 0, 0, 0]], dtype=torch.bool)
     both = window_mask(restart, 6)[:, 0]
-    equal("from a restart on, nothing before it is seen", both[0].sum(1), torch.tensor([1, 2, 3, 1, 2, 3]))
+    equal("from a restart on, nothing before it is seen", both[0].sum(1), torch.tensor([1, 1, 2, 1, 2, 3]))
     equal("each row has its own restarts", both[1].sum(1), torch.arange(1, 7))
 
 # %% ../nbs/03_transformer.ipynb #54257545
@@ -89,6 +90,8 @@ def test_rotate(rotate: Callable) -> None:
     that("a step back is not a step ahead", not torch.allclose(match(2, 5), match(5, 2), atol=0.1))
     that("pairs turn at different speeds", not torch.allclose(match(0, 6), match(0, 2 * math.pi + 6), atol=1e-2),
          "with one speed for all, places a full turn apart are one place")
+    turned = [float(rotate(one[None], torch.tensor([1]))[0] @ one) for one in torch.eye(8)]  # cosines of the angles at position 1
+    close("of d = 8 numbers, pair j = 0, 1, 2, 3 is turned by position · 10000^(−2j/8)", sorted(turned), sorted(2 * [math.cos(0.1**j) for j in range(4)]))
 
 # %% ../nbs/03_transformer.ipynb #0d8e7f82
 def rotate(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -500,11 +503,14 @@ def test_stop_gradient(stop_gradient: Callable) -> None:
     class Linear(nn.Module):  # expects z to be w · z, with an sd of 1
         def __init__(self): super().__init__(); self.w = nn.Parameter(torch.tensor(0.5))
         def forward(self, z, a, restart=None):
+            self.given = a, restart
             return SimpleNamespace(nll=lambda target: 0.5 * (target - self.w * z).pow(2).sum(-1), reward=z.sum(-1), done=None)
 
     m, z = Linear(), torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
     a, restart = torch.zeros(2, 3, 1), torch.zeros(2, 3, dtype=torch.bool)
-    prediction, plain = stop_gradient(m)(z[:, :-1], a, restart), m(z[:, :-1], a, restart)
+    prediction = stop_gradient(m)(z[:, :-1], a, restart)
+    equal("M is given a and restart as they came", m.given, (a, restart))
+    plain = m(z[:, :-1], a, restart)
     nll = prediction.nll(z[:, 1:])
     close("the NLL is the one without the stop", nll, plain.nll(z[:, 1:]))
     gradient = lambda x, to: torch.autograd.grad(x.sum(), to, retain_graph=True, allow_unused=True, materialize_grads=True)[0]

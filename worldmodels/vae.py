@@ -32,6 +32,7 @@ def test_reparameterize(draw: Callable) -> None:
     mu, logvar = torch.full((20_000, 2), 3.0), torch.tensor([0.0, math.log(0.25)]).expand(20_000, 2)
     shape("one z for each mu", draw(mu, logvar), (20_000, 2))
     z = draw(mu, logvar)
+    that("every frame has noise of its own", z.std(0).max() > 1e-3 or torch.equal(z, mu), "the same noise serves all frames of the batch")
     close("its mean is mu", z.mean(0), [3.0, 3.0], tol=0.04)
     close("its standard deviation is exp(logvar / 2): logvar is the log of the variance", z.std(0), [1.0, 0.5], 0.02)
     correlation = torch.corrcoef(z.T)[0, 1]
@@ -114,9 +115,9 @@ def test_encoder(make: Callable) -> None:
     for size, pad, width in ((64, 0, 1024), (96, 1, 9216)):
         net, planes = make(size), torch.rand(2, 3, size, size)
         shape(f"planes of {size} pixels become {width} numbers in one axis", net(planes), (2, width))
-        kernels = [tuple(p.shape) for p in net.parameters() if p.ndim == 4]
-        wanted = [(32, 3, 4, 4), (64, 32, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4)]
-        equal("weights (out, in, 4, 4) of four convolutions with 32, 64, 128 and 256 channels", kernels, wanted)
+        wanted = [size for i, o in ((3, 32), (32, 64), (64, 128), (128, 256)) for size in ((o, i, 4, 4), (o,))]
+        equal("weights (out, in, 4, 4) and biases of four convolutions with 32, 64, 128 and 256 channels, and nothing else",
+              [tuple(p.shape) for p in net.parameters()], wanted)
         x, weights = planes, list(net.parameters())
         for weight, bias in zip(weights[::2], weights[1::2]): x = F.relu(F.conv2d(x, weight, bias, 2, pad))
         close("a ReLU follows each of the four, the last one too", net(planes), x.flatten(1))
@@ -203,9 +204,14 @@ def test_reconstruction_error(error: Callable) -> None:
           error(sure, planes, "gaussian"), torch.full((5,), 192.0))
     close("bernoulli: a coin that is wrong for sure costs its logit: work on logits, not on probabilities",
           error(sure, planes, "bernoulli"), torch.full((5,), 192 * 200.0))
-    logits = torch.randn(5, 3, 8, 8)
-    rough = error(logits.bfloat16(), planes, "gaussian")
-    equal("bfloat16 logits are made float32 first", rough.dtype, torch.float32)
+    logits, planes = torch.randn(5, 3, 8, 8), torch.rand(5, 3, 8, 8)
+    x = torch.sigmoid(logits)
+    close("gaussian: the squared distance of sigmoid(logits) from the planes", error(logits, planes, "gaussian"), (x - planes).pow(2).sum((1, 2, 3)), tol=1e-4)
+    close("bernoulli: for planes of every grey from 0 to 1", error(logits, planes, "bernoulli"),
+          -(planes * x.log() + (1 - planes) * (1 - x).log()).sum((1, 2, 3)), tol=1e-4)
+    for likelihood in ("gaussian", "bernoulli"):
+        rough = logits.bfloat16()
+        equal(f"{likelihood}: bfloat16 logits are made float32 first", error(rough, planes, likelihood), error(rough.float(), planes, likelihood))
     close("gaussian is what no likelihood means", error(logits, planes), error(logits, planes, "gaussian"))
 
 # %% ../nbs/01_vae.ipynb #c009de7e
@@ -237,7 +243,8 @@ def test_vae_loss(loss: Callable) -> None:
     value, parts, mu = of(1.0, 40.0)
     close("reconstruction: summed over a frame's pixels, averaged over the batch", parts["reconstruction"], 48.0)
     close("kl: averaged over the batch, before the floor", parts["kl"], 20.5)
-    that("both numbers are only to look at: detached", not any(p.requires_grad for p in parts.values()))
+    that("both numbers are only to look at: detached", not any(getattr(p, "requires_grad", False) for p in parts.values()))
+    that("the loss is averaged over the batch, not summed", abs(float(of(40.0, 40.0)[0].detach()) - 2 * 88) > 1, "for two frames it is twice what it should be")
     close("a KL of 1 counts as the floor, 0.5 · 4 = 2: a maximum, on the total of a frame and not on each dimension",
           of(1.0, 1.0)[0], 48.0 + 2.0)
     close("a KL of 40 counts in full", of(40.0, 40.0)[0], 48.0 + 40.0)
@@ -248,6 +255,13 @@ def test_vae_loss(loss: Callable) -> None:
     value.backward()
     close("under the floor nothing presses: no gradient", mu.grad[0], torch.zeros(4))
     close("above it, the gradient of an average", mu.grad[1], mu[1] / 2)
+    close("kl is told without beta", of(1.0, 40.0, beta=3.0)[1]["kl"], 20.5)
+    frames, logits = torch.randint(0, 256, (2, 8, 8, 3), dtype=torch.uint8), torch.linspace(-3, 3, 384).view(2, 3, 8, 8)
+    def sees(given):
+        equal("the VAE gets the frames as they are stored, uint8", given, frames)
+        return logits, torch.zeros(2, 4), torch.zeros(2, 4)
+    wanted = (torch.sigmoid(logits) - frames.permute(0, 3, 1, 2) / 255).pow(2).sum((1, 2, 3)).mean()
+    close("the error is taken against to_planes(frames), colours from 0 to 1", loss(sees, frames, VAESettings(latent=4))[1]["reconstruction"], wanted, tol=1e-4)
 
 # %% ../nbs/01_vae.ipynb #3d16448b
 def vae_loss(vae: nn.Module, frames: torch.Tensor, settings: VAESettings) -> tuple[torch.Tensor, dict]:
