@@ -83,12 +83,17 @@ def normal(rng, steps, low, high, longest=10):
     actions = rng.normal((low + high) / 2, (high - low) / 6, (steps, len(low))).clip(low, high).astype(np.float32)
     return np.repeat(actions, rng.integers(1, longest + 1, steps), axis=0)[:steps]
 
+def none_or_more(rng, steps, low, high, longest=10):
+    times = rng.integers(0, longest + 1, steps)
+    while times.sum() < steps and longest > 1: times = np.append(times, rng.integers(0, longest + 1))
+    return np.repeat(rng.uniform(low, high, (len(times), len(low))), times, axis=0)[:steps].astype(np.float32)
+
 def longest_ignored(rng, steps, low, high, longest=10): return r.held(rng, steps, low, high)
 
 # drive
 
 def driving(add=lambda returns, rows, rewards, alive: returns.__setitem__(rows, returns[rows] + rewards), leave=True,
-            frames_follow=True, cut=True):
+            frames_follow=True, cut=True, clock=True):
     """A driver with one thing done in another way."""
     def drive(envs, policy, max_steps):
         n = len(envs)
@@ -97,7 +102,7 @@ def driving(add=lambda returns, rows, rewards, alive: returns.__setitem__(rows, 
         t = 0
         while len(rows) and (t < max_steps or not cut):
             following, rewards, terminated, truncated = envs.step_rows(policy.act(frames, rows), rows)
-            alive = ~(terminated | truncated) if leave else np.ones(len(rows), bool)
+            alive = ~(terminated | truncated & clock) if leave else np.ones(len(rows), bool)
             add(returns, rows, rewards, alive)
             lengths[rows] += 1
             frames, rows, t = following[alive] if frames_follow else following[:alive.sum()], rows[alive], t + 1
@@ -122,12 +127,23 @@ def offset_in(rows=slice(36, 46), road=lambda f: f[..., 1] < 150, sign=1, pixels
         return sign * (mean + 1) / 2 * size if pixels else sign * mean
     return offset
 
+def rows_of_64(frames):  # at every size
+    x = (np.arange(frames.shape[2]) + 0.5) / frames.shape[2] * 2 - 1
+    found = frames[:, 36:46, :, 1] < 150
+    return np.where(found.any((1, 2)), (found * x).sum((1, 2)) / np.maximum(found.sum((1, 2)), 1), np.nan)
+
+def mean_of_row_means(frames):
+    size = frames.shape[1]
+    x, found = (np.arange(size) + 0.5) / size * 2 - 1, frames[:, size * 9 // 16:size * 23 // 32, :, 1] < 150
+    of_rows = np.where(found.any(2), (found * x).sum(2) / np.maximum(found.sum(2), 1), 0)
+    return np.where(found.any((1, 2)), of_rows.sum(1) / np.maximum(found.any(2).sum(1), 1), np.nan)
+
 def zero_for_none(frames): return np.nan_to_num(r.road_offset(frames))
 
 # record
 
 def recording(pair=lambda frames, following: frames, last=True, by_place=False,
-              ends=lambda terminated, truncated: (terminated, truncated)):
+              ends=lambda terminated, truncated: (terminated, truncated), seed=lambda envs, row: envs.seeds[row]):
     """A recorder with one thing done in another way."""
     def record(envs, policy, max_steps):
         kept, final = [[[] for _ in range(5)] for _ in envs.seeds], {}
@@ -139,7 +155,7 @@ def recording(pair=lambda frames, following: frames, last=True, by_place=False,
                 final[place] = following[k]
         r.run_episodes(envs, policy, max_steps, on_step=keep)
         return [Episode(np.stack(frames + [final[row]] * last), np.float32(actions), np.float32(rewards),
-                        np.array(terminated), np.array(truncated), envs.seeds[row])
+                        np.array(terminated), np.array(truncated), seed(envs, row))
                 for row, (frames, actions, rewards, terminated, truncated) in enumerate(kept)]
     return record
 
@@ -160,6 +176,7 @@ def test_the_recorder_of_wrong_answers_is_right_when_nothing_is_changed():
     (floats, r.test_prepare, "uint8"),
     (channels_first, r.test_prepare, r"got shape \(3, 3, 64, 64\)"),
     (size_forgotten, r.test_prepare, "other sizes"),
+    (lambda frames, size=64: resized(frames, size, slice(0, 83)), r.test_prepare, "row 83 is the last one kept|the panel"),
     (step_of_dt, r.test_brownian, "its sd is √dt"),
     (clipped_at_the_end, r.test_brownian, "clip the walk at every step, not the sum"),
     (not_clipped, r.test_brownian, "stays inside the bounds"),
@@ -174,18 +191,23 @@ def test_the_recorder_of_wrong_answers_is_right_when_nothing_is_changed():
     (each_number_alone, r.test_held, "held together"),
     (normal, r.test_held, "uniform: sd"),
     (longest_ignored, r.test_held, "`longest` is used"),
+    (none_or_more, r.test_held, "with longest=1 too"),
     (driving(by_place), r.test_drive, "nobody else's"),
     (driving(last_reward_lost), r.test_drive, "its last included"),
     (driving(leave=False), r.test_drive, "row 2 is over: leave that row out"),
     (driving(frames_follow=False), r.test_drive, "frames of the rows it is asked about"),
     (driving(cut=False), r.test_drive, "longer than max_steps"),
     (one_row_less, r.test_drive, "the steps of each row"),
+    (driving(clock=False), r.test_drive, "row 0 is over: leave that row out"),
     (offset_in(sign=-1), r.test_road_offset, "left is below 0"),
     (offset_in(slice(0, None)), r.test_road_offset, "behind the car"),
     (offset_in(slice(0, 46)), r.test_road_offset, "far ahead"),
     (offset_in(road=lambda f: f[..., 1] > 150), r.test_road_offset, "left is below 0"),
     (offset_in(pixels=True), r.test_road_offset, "straight ahead is at 0"),
     (zero_for_none, r.test_road_offset, "NaN where no road"),
+    (rows_of_64, r.test_road_offset, "the rows follow the size"),
+    (mean_of_row_means, r.test_road_offset, "a wide row counts more"),
+    (recording(seed=lambda envs, row: row), r.test_record, r"its seed, which is envs.seeds\[row\]"),
     (recording(last=False), r.test_record, "one more frame than actions"),
     (recording(pair=lambda frames, following: following), r.test_record, "what was seen before action t"),
     (recording(ends=lambda terminated, truncated: (terminated, False)), r.test_record, "truncated if max_steps did"),

@@ -108,17 +108,20 @@ ERRORS = [
                 - torch.log(1 - torch.sigmoid(logits)) * (1 - planes)), "work on logits"),
     (error_with(squares, lambda logits, planes: bce(torch.sigmoid(logits), planes)), "coin of 1/2"),  # sigmoid twice
     (error_with(squares, squares), "coin of 1/2"),  # the likelihood ignored
-    (error_with(lambda logits, planes: (torch.sigmoid(logits) - planes.to(logits.dtype)) ** 2), "float32 first")]
+    (error_with(lambda logits, planes: (torch.sigmoid(logits) - planes.to(logits.dtype)) ** 2), "float32 first"),
+    (error_with(lambda logits, planes: torch.sigmoid(logits.float()) ** 2), "distance of sigmoid"),  # the picture is not looked at
+    (error_with(squares, lambda logits, planes: F.softplus(logits.float())), "every grey"),
+    (error_with(squares, lambda logits, planes: bce(logits, (planes > 0.5).float())), "every grey")]
 
 
 def loss_with(floor=lambda kl, low, mu: kl.clamp(min=low), total=lambda r, kl, beta: (r + beta * kl).mean(), shown=None,
-              likelihood=lambda settings: settings.likelihood, reconstruct=lambda r: r):
+              likelihood=lambda settings: settings.likelihood, reconstruct=lambda r: r, planes=vae.to_planes):
     def loss(v, frames, settings):
         logits, mu, logvar = v(frames)
-        r = reconstruct(vae.reconstruction_error(logits, vae.to_planes(frames), likelihood(settings)))
+        r = reconstruct(vae.reconstruction_error(logits, planes(frames), likelihood(settings)))
         kl = vae.kl_divergence(mu, logvar)
         pressed = floor(kl, settings.kl_floor * settings.latent, mu)
-        parts = {"reconstruction": r.mean(), "kl": (pressed if shown == "pressed" else kl).mean()}
+        parts = {"reconstruction": r.mean(), "kl": (pressed if shown == "pressed" else settings.beta * kl if shown == "weighed" else kl).mean()}
         return total(r, pressed, settings.beta), {k: x if shown == "attached" else x.detach() for k, x in parts.items()}
     return loss
 
@@ -140,6 +143,9 @@ LOSSES = [
     (loss_with(total=lambda r, kl, beta: (r + kl).mean()), "beta weighs the KL"),
     (loss_with(total=lambda r, kl, beta: (r + beta * kl).sum()), "averaged over the batch, not summed"),  # summed over the batch
     (loss_with(reconstruct=lambda r: r / 192), "summed over a frame's pixels"),
+    (loss_with(planes=lambda frames: frames.permute(0, 3, 1, 2).float()), r"against to_planes\(frames\)"),  # 0 to 255
+    (loss_with(planes=lambda frames: vae.to_planes(frames).reshape(len(frames), 8, 8, 3).permute(0, 3, 1, 2)), r"against to_planes\(frames\)"),
+    (loss_with(shown="weighed"), "kl is told without beta"),
     (loss_with(likelihood=lambda settings: "gaussian"), "likelihood is the settings'")]
 
 

@@ -20,7 +20,7 @@ def test_the_reference_passes(test, reference): test(reference)
 
 # Exercise 1: the NLL of a mixture
 
-def make_nll(normalise=True, log_sigma=True, naive=False, order="both", variance=False, total=True):
+def make_nll(normalise=True, log_sigma=True, naive=False, guard=lambda p: p, order="both", variance=False, total=True):
     def nll(m, z):
         sigma = (0.5 * m.log_sigma).exp() if variance else m.log_sigma.exp()
         log_normal = -0.5 * ((z.unsqueeze(-1) - m.mu) / sigma)**2
@@ -29,7 +29,7 @@ def make_nll(normalise=True, log_sigma=True, naive=False, order="both", variance
         shared = {"both": m.log_pi.shape[-2] == 1, "own": False, "shared": True}[order]
         if shared: log_normal = log_normal.sum(-2, keepdim=True)
         joint = m.log_pi + log_normal
-        density = joint.exp().sum(-1).log() if naive else joint.logsumexp(-1)
+        density = guard(joint.exp().sum(-1)).log() if naive else joint.logsumexp(-1)
         return -density.sum(-1) if total else -density
     return nll
 
@@ -57,7 +57,8 @@ def test_a_right_nll_in_other_words_passes(): mdn_rnn.test_nll(make_nll())
     (expected_log, "integrates to 1"),
     (make_nll(order="own"), "Σ_k Π_i: shared weights"),
     (make_nll(order="shared"), "Π_i Σ_k: own weights"),
-    (make_nll(naive=True), "logsumexp, not log of a sum of exp")])
+    (make_nll(naive=True), "logsumexp, not log of a sum of exp"),
+    (make_nll(naive=True, guard=lambda p: p + 1e-8), "with or without an ε"), (make_nll(naive=True, guard=lambda p: p.clamp(min=1e-12)), "with or without an ε")])
 def test_a_wrong_nll_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): mdn_rnn.test_nll(wrong)
 
@@ -65,7 +66,7 @@ def test_a_wrong_nll_is_told(wrong, message):
 # Exercise 2: sampling
 
 def make_sample(logits=lambda log_pi, tau: log_pi / tau, scale=lambda tau: math.sqrt(tau), noise=True, seeded=True,
-                choice="both", one_noise=False):
+                choice="both", one_noise=False, width=lambda m, k: m.log_sigma.gather(-1, k)[..., 0].exp()):
     def sample(m, tau=1.0, generator=None):
         rng = generator if seeded else None
         log_pi = m.log_pi.expand(m.mu.shape) if choice == "own" else m.log_pi
@@ -73,7 +74,7 @@ def make_sample(logits=lambda log_pi, tau: log_pi / tau, scale=lambda tau: math.
         p = logits(log_pi, tau).softmax(-1)
         k = torch.multinomial(p.flatten(0, -2), 1, generator=rng).view(*p.shape[:-1], 1)
         k = k.expand(*m.mu.shape[:-1], 1)
-        mu, sigma = m.mu.gather(-1, k)[..., 0], m.log_sigma.gather(-1, k)[..., 0].exp()
+        mu, sigma = m.mu.gather(-1, k)[..., 0], width(m, k)
         epsilon = torch.randn(*mu.shape[:-1], 1 if one_noise else mu.shape[-1], generator=rng)
         return mu + scale(tau) * sigma * epsilon * noise
     return sample
@@ -99,6 +100,7 @@ def test_the_mean_instead_of_a_choice_is_told():
     (make_sample(seeded=False), "same generator state gives the same draw"),
     (make_sample(choice="shared"), "own weights: each dimension chooses for itself"),
     (make_sample(choice="own"), "shared weights: one choice for all dimensions"),
+    (make_sample(width=lambda m, k: m.log_sigma[..., 0].exp()), "its own σ²"), (make_sample(width=lambda m, k: m.log_sigma.exp().mean(-1)), "its own σ²"),
     (make_sample(one_noise=True), "noise of two dimensions is independent")])
 def test_a_wrong_sample_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): mdn_rnn.test_sample(wrong)
@@ -133,17 +135,17 @@ def test_a_wrong_step_is_told(wrong, message):
 
 # Exercise 4: the loss
 
-def make_loss(target=slice(1, None), masked=True, over=None, width=True, total=False, weighted=True, restart=True,
+def make_loss(target=slice(1, None), read=slice(None, -1), acts=slice(None), masked=True, over=None, width=True, total=False, weighted=True, restart=True,
               parts=True):
     def loss(model, batch, done_weight=10.0):
         z, mask = batch["z"], batch["mask"].float() if masked else torch.ones(batch["mask"].shape)
-        p = model(z[:, :-1], batch["a"], batch["restart"] if restart else None)
+        p = model(z[:, read], batch["a"][:, acts], batch["restart"] if restart else None)
         n = mask.numel() if over == "all" else 1.0 if total else mask.sum()
         average = lambda x: (x * mask).sum() / n
         out = {"nll": average(p.nll(z[:, target])) / (z.shape[-1] if width else 1)}
         if p.reward is not None: out["reward"] = average((p.reward - batch["reward"])**2)
         if p.done is not None:
-            weight = torch.tensor(done_weight if weighted else 1.0)
+            weight = torch.tensor(float(done_weight) if weighted is True else float(weighted))
             out["done"] = average(F.binary_cross_entropy_with_logits(p.done, batch["terminated"].float(),
                                                                      pos_weight=weight, reduction="none"))
         return sum(out.values()) if parts else out["nll"], out
@@ -175,7 +177,8 @@ def always_heads(model, batch, done_weight=10.0):
     (make_loss(restart=False), "all of a, and restart"),
     (always_heads, "no reward or done where M has no such heads"),
     (unmasked_reward, "reward's squared error, averaged over the real steps"),
-    (make_loss(weighted=False), "a true one weighing done_weight"),
+    (make_loss(weighted=1), "a true one weighing done_weight"), (make_loss(weighted=10), "a true one weighing done_weight"),
+    (make_loss(target=slice(None, -1), read=slice(1, None)), "all of a, and restart"), (make_loss(acts=slice(None, -1)), "all of a, and restart"),
     (make_loss(parts=False), "sum of the parts")])
 def test_a_wrong_loss_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): mdn_rnn.test_dynamics_loss(wrong)
@@ -183,7 +186,7 @@ def test_a_wrong_loss_is_told(wrong, message):
 
 # Exercise 5: the dream
 
-def make_dream(fed="dream", late=0, extra=0, forgets=False, tempered=True, seeded=True, from_start=False):
+def make_dream(fed="dream", again=False, late=0, extra=0, forgets=False, tempered=True, seeded=True, from_start=False):
     def dream(model, z, a, context, temperature=1.0, seed=0):
         rng, out = torch.Generator().manual_seed(seed if seeded else 0), []
         state = model.initial(len(z))
@@ -191,6 +194,7 @@ def make_dream(fed="dream", late=0, extra=0, forgets=False, tempered=True, seede
             real = t < context + extra or fed == "real"
             if forgets and not real: state = model.initial(len(z))
             p, state = model.step(z[:, t] if real else out[-1], a[:, t + late], state)
+            if again: rng.manual_seed(seed)
             if t >= context - 1 or from_start: out.append(p.sample(temperature if tempered else 1.0, rng))
         return torch.stack(out, 1)
     return dream
@@ -202,7 +206,7 @@ def test_a_right_dream_in_other_words_passes(): mdn_rnn.test_open_loop(make_drea
 @pytest.mark.parametrize("wrong, message", [
     (make_dream(fed="real"), "fed its own last sample, not the real z"),
     (make_dream(late=1), "one step late"),
-    (make_dream(extra=1), "z_2 moves by the actions"),
+    (make_dream(extra=1), "z_2 moves by the actions"), (make_dream(again=True), "every step draws anew"),
     (make_dream(from_start=True), r"expected shape \(2, 5, 3\)"),
     (make_dream(forgets=True), "M remembers"),
     (make_dream(tempered=False), "the temperature reaches"),

@@ -65,6 +65,7 @@ def make_window(low=0, wide=0, episodes="own", transposed=False, squeeze=False):
         e = restart.cumsum(1)
         if episodes == "first row": e = e[:1].expand_as(e)
         if episodes == "none": e = torch.zeros_like(e)
+        if episodes == "first": e = (restart.cumsum(1) > 0).long()  # later restarts do not count
         if episodes == "before": e = F.pad(e, (1, 0))[:, :-1]  # counts the restart one step late
         mask = (back >= low) & (back < context + wide) & (e[:, :, None] == e[:, None])
         return mask if squeeze else mask[:, None]
@@ -82,6 +83,7 @@ def test_a_right_table_in_other_words_passes(): transformer.test_window_mask(mak
     (make_window(wide=1), "a context of 3 is three tokens, itself among them"),
     (make_window(episodes="none"), "nothing before it is seen"),
     (make_window(episodes="before"), "nothing before it is seen"),
+    (make_window(episodes="first"), "nothing before it is seen|its own restarts"),
     (make_window(episodes="first row"), "its own restarts")])
 def test_a_wrong_table_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): transformer.test_window_mask(wrong)
@@ -89,10 +91,10 @@ def test_a_wrong_table_is_told(wrong, message):
 
 # Exercise 3: rotate
 
-def make_rotate(one_speed=False, dtype=torch.float64, signs=(1, -1, 1, 1), interleaved=False):
+def make_rotate(exponent=-1.0, base=10_000.0, one_speed=False, dtype=torch.float64, signs=(1, -1, 1, 1), interleaved=False):
     def rotate(x, at):
         half = x.shape[-1] // 2
-        speed = torch.ones(half, dtype=dtype) if one_speed else 10_000.0 ** (-torch.arange(half, dtype=dtype) / half)
+        speed = torch.ones(half, dtype=dtype) if one_speed else base ** (exponent * torch.arange(half, dtype=dtype) / half)
         angle = at.to(dtype)[:, None] * speed
         cos, sin = angle.cos().float(), angle.sin().float()
         a, b = (x[..., ::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
@@ -108,6 +110,8 @@ def test_a_right_rotation_in_other_words_passes(right): transformer.test_rotate(
 @pytest.mark.parametrize("wrong, message", [
     (make_rotate(one_speed=True), "pairs turn at different speeds"),
     (make_rotate(dtype=torch.float32), "angles in double precision"),
+    (make_rotate(exponent=-0.5), "of d = 8 numbers"), (make_rotate(exponent=-2), "of d = 8 numbers"), (make_rotate(exponent=1), "of d = 8 numbers|double precision"),
+    (make_rotate(base=100.0), "of d = 8 numbers"),
     (make_rotate(signs=(1, 1, 1, 1)), "keeps lengths"),
     (make_rotate(signs=(1, -1, 1, -1)), "position 0 turns nothing"),
     (lambda x, at: x + 0.1 * at[:, None], "keeps lengths"),
@@ -183,6 +187,7 @@ def test_a_right_stop_in_other_words_passes(): transformer.test_stop_gradient(ma
     (make_stop(prediction=True), "M learns from it"),
     (without_gradient, "M learns from it"),
     (make_stop(heads=False), "the heads are passed on"),
+    (lambda model: lambda z, a, restart=None: make_stop()(model)(z, a), "a and restart as they came"),
     (make_stop(scale=32.0), "the NLL is the one without the stop")])
 def test_a_wrong_stop_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): transformer.test_stop_gradient(wrong)

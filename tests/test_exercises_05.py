@@ -54,9 +54,9 @@ def test_a_wrong_spread_is_told(wrong, message):
 
 # Exercise 2: deal
 
-def make_deal(mask=True, half=0.5, onward="last", shared=False, step=d.GOLDEN):
+def make_deal(mask=True, half=0.5, onward="last", shared=False, step=d.GOLDEN, first=1):
     def deal(keys, count):
-        bits = d.scramble(keys[:, None] + step * torch.arange(1, count + 2))
+        bits = d.scramble(keys[:, None] + step * torch.arange(first, first + count + 1))
         if shared: bits = bits.sum(0, keepdim=True).expand(len(keys), -1)
         top = bits[:, :-1] >> 41
         u = ((top & (1 << 23) - 1 if mask else top).float() + half) / (1 << 23)
@@ -73,7 +73,8 @@ def test_a_right_deal_in_other_words_passes(): d.test_deal(make_deal(onward="aft
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (make_deal(mask=False), "above 0 and below 1"), (make_deal(onward="same"), "100% of them have been dealt before"),
+    (make_deal(mask=False), "above 0 and below 1"), (make_deal(half=0.0), "never 0 or 1"), (make_deal(half=1.0), "never 0 or 1"),
+    (make_deal(step=1), "number j comes from"), (make_deal(onward="same"), "100% of them have been dealt before"),
     (make_deal(onward="one on"), "have been dealt before"), (make_deal(shared=True), "whoever the neighbours are|rows are independent"),
     (one_generator, "whoever the neighbours are"), (lambda k, n: (make_deal()(k, n)[0] / 2, k), "mean is 1/2"),
     (lambda k, n: (make_deal()(k, 1)[0].expand(-1, n), k), "columns are independent")])
@@ -108,7 +109,7 @@ def test_a_wrong_end_is_told(wrong, message):
 
 # Exercise 4: the return of a dream
 
-def make_returns(after=False, last=True, drop=True, cut_rows=True, limit=0, early=False):
+def make_returns(after=False, last=True, drop=True, cut_rows=True, limit=0, early=False, remember=True, late=False):
     def returns_of(dream, act, max_steps):
         n = len(dream)
         rows, alive, returns, lengths = torch.arange(n), torch.ones(n, dtype=torch.bool), torch.zeros(n), torch.zeros(n, dtype=torch.long)
@@ -117,9 +118,9 @@ def make_returns(after=False, last=True, drop=True, cut_rows=True, limit=0, earl
             counts = alive if last else alive & ~done
             returns[rows] += reward if after else reward * counts
             lengths[rows] += alive.long()
-            alive = alive & ~done
+            alive = alive & ~done if remember else ~done
             if not alive.any() or early and done.any(): break
-            if drop and alive.sum() <= len(rows) / 2:
+            if drop and (alive.sum() < len(rows) / 2 or not late and alive.sum() == len(rows) / 2):
                 dream.take(alive)
                 rows = rows[alive] if cut_rows else torch.arange(int(alive.sum()))
                 alive = alive[alive]
@@ -133,7 +134,8 @@ def test_a_right_return_in_other_words_passes(): d.test_returns_of(make_returns(
 @pytest.mark.parametrize("wrong, message", [
     (make_returns(after=True, drop=False), "its last included, none after"), (make_returns(last=False), "its last included, none after"),
     (make_returns(drop=False), "dropped as soon as half"), (make_returns(limit=1), "longer than max_steps"),
-    (make_returns(early=True), "lengths: the steps of each row")])
+    (make_returns(early=True), "lengths: the steps of each row"), (make_returns(late=True), "dropped as soon as half"),
+    (make_returns(remember=False), "lengths: the steps of each row|none after")])
 def test_a_wrong_return_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): d.test_returns_of(wrong)
 
@@ -148,6 +150,8 @@ def make_rank(order="mean", squared=False, absolute=False, pearson=False):
     def ranks(v):
         v = np.asarray(v, float)
         if order == "argsort": return v.argsort()
+        if order == "lowest": return np.array([(v < x).sum() for x in v])
+        if order == "dense": return np.unique(v, return_inverse=True)[1]
         if order == "twice": return v.argsort(kind="stable").argsort(kind="stable")
         return v if pearson else np.array([(v < x).sum() + 0.5 * ((v == x).sum() - 1) for x in v])
 
@@ -167,7 +171,8 @@ def zero_for_no_order(x, y): return 0.0 if np.std(x) == 0 or np.std(y) == 0 else
 
 @pytest.mark.parametrize("wrong, message", [
     (make_rank(pearson=True), "only the order counts"), (make_rank(order="argsort"), "not what argsort gives"),
-    (make_rank(order="twice"), "share the mean of their ranks"), (make_rank(squared=True), "the opposite order"),
+    (make_rank(order="twice"), "share the mean of their ranks"), (make_rank(order="lowest"), "share the mean of their ranks"),
+    (make_rank(order="dense"), "share the mean of their ranks"), (make_rank(squared=True), "the opposite order"),
     (make_rank(absolute=True), "the opposite order"), (zero_for_no_order, "there is no order: NaN")])
 def test_a_wrong_rank_correlation_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): d.test_rank_correlation(wrong)

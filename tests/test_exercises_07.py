@@ -19,11 +19,11 @@ def test_the_reference_passes(test, reference): test(reference)
 
 # Exercise 1: advantages
 
-def make_advantages(cut=True, blind=False, fade=lambda gamma, lam: gamma * lam, minus_value=True, discount=True, forwards=False, over_late=False):
+def make_advantages(cut=True, blind=False, fade=lambda gamma, lam: gamma * lam, minus_value=True, discount=True, forwards=False, over_late=False, onwards=False):
     def advantages(rewards, values, following, over, gamma, lam):
         following = np.where(over, 0, following) if blind else following
         surprise = rewards + (gamma if discount else 1) * following - (values if minus_value else 0)
-        out, carried = np.zeros(len(rewards)), 0.0
+        out, carried = np.zeros(len(rewards)), following[-1] if onwards else 0.0
         for t in range(len(rewards)) if forwards else reversed(range(len(rewards))):
             ended = over[t - 1] if over_late else over[t]
             carried = surprise[t] + fade(gamma, lam) * carried * (not (cut and ended))
@@ -38,7 +38,7 @@ def test_right_advantages_in_other_words_pass(): baselines.test_advantages(make_
 @pytest.mark.parametrize("wrong, message", [
     (make_advantages(cut=False), "crosses the end of an episode"),
     (make_advantages(over_late=True), "crosses the end of an episode|an episode of its own"),
-    (make_advantages(blind=True), "does not take away the value"),
+    (make_advantages(blind=True), "does not take away the value"), (make_advantages(onwards=True), "where the arrays stop, so does the sum"),
     (make_advantages(fade=lambda gamma, lam: lam), "fades by γ·λ"),
     (make_advantages(fade=lambda gamma, lam: gamma), "λ = 0: the surprise"),
     (make_advantages(minus_value=False), "λ = 0: the surprise"),
@@ -69,6 +69,18 @@ def unchecked(a, b):
     return d.mean(), *bootstrap(d)
 
 
+def narrow(a, b):  # 90 %
+    if len(a) != len(b): raise ValueError
+    means = np.random.default_rng(0).choice(a - b, (10_000, len(a))).mean(1)
+    return (a - b).mean(), *np.percentile(means, [5, 95])
+
+
+def ends_subtracted(a, b):
+    if len(a) != len(b): raise ValueError
+    (la, ha), (lb, hb) = bootstrap(a), bootstrap(b)
+    return a.mean() - b.mean(), la - lb, ha - hb
+
+
 def turned(a, b): return baselines.paired(b, a)
 
 
@@ -77,6 +89,7 @@ def absolute(a, b): return baselines.paired(np.maximum(a, b), np.minimum(a, b))
 
 @pytest.mark.parametrize("wrong, message", [
     (unpaired, "resample differences, not the returns of each"), (spread_of_tracks, "what a track is worth cancels|interval of the mean"),
+    (narrow, "1.96 standard errors"), (ends_subtracted, "cannot be subtracted|holds the mean"),
     (turned, "the mean is that of a − b"), (unchecked, "refused with a ValueError"), (absolute, "the mean is that of a − b|changes its sign")])
 def test_a_wrong_comparison_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): baselines.test_paired(wrong)
@@ -129,7 +142,7 @@ def make_on_road(rows=(3 / 4, 31 / 32), columns=(13 / 32, 19 / 32), threshold=0.
     (make_on_road(rows=(0, 1), threshold=0.4), "nor is the road ahead"),
     (make_on_road(columns=(0, 1), threshold=0.2), "edge of the picture"),
     (make_on_road(channel=0), "grass all around"),
-    (make_on_road(test=64), "frames of another size"),
+    (make_on_road(test=64), "frames of another size"), (make_on_road(threshold=0.2), "more than half of the patch|grass all around"), (make_on_road(threshold=0.8), "more than half of the patch|road under the car"),
     (make_on_road(reduce=False), "booleans")])
 def test_a_wrong_patch_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): baselines.test_on_road(wrong)
@@ -145,6 +158,14 @@ def best_where_chosen(fitness, candidates, means, fresh, finalists):
 def wrong_index(fitness, candidates, means, fresh, finalists):
     returns = fitness(candidates[np.argsort(means)[-finalists:]], fresh)
     return candidates[returns.mean(1).argmax()], returns.max(0)
+
+
+def best_on_one_track(pick):
+    def choose(fitness, candidates, means, fresh, finalists):
+        last = np.argsort(means)[-finalists:]
+        returns = fitness(candidates[last], fresh)
+        return candidates[last[pick(returns)]], returns[pick(returns)]
+    return choose
 
 
 def everybody_again(fitness, candidates, means, fresh, finalists):
@@ -172,6 +193,7 @@ def one_by_one(fitness, candidates, means, fresh, finalists):
 
 @pytest.mark.parametrize("wrong, message", [
     (best_where_chosen, "finalist with the best mean on the fresh tracks"), (wrong_index, "finalist with the best mean on the fresh tracks"), (everybody_again, "only the finalists"),
+    (best_on_one_track(lambda r: r.max(1).argmax()), "nor on one of them"), (best_on_one_track(lambda r: r[:, 0].argmax()), "nor on one of them"),
     (the_worst, "those with the best means"), (lucky_returns, "its returns are those on the fresh tracks"), (one_by_one, "only the finalists drive again, once")])
 def test_a_wrong_choice_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): baselines.test_choose(wrong)
