@@ -5,6 +5,7 @@ python -m solutions.baselines --settings laptop --part controls
 """
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -461,9 +462,12 @@ def time_figure(curves: dict[str, list[dict]]) -> Figure:
 
 
 def write(folders: list[Path], name: str, table: str, figure: Figure) -> None:
-    """`name`.md and `name`.png in every folder, and the table on the screen."""
+    """`name`.md and `name`.png in every folder, and the table on the screen; the run's cells go into `cells` of the others."""
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
+        if folder is not folders[0]:
+            (folder / "cells").mkdir(exist_ok=True)
+            for path in folders[0].glob("*-*.json"): shutil.copy(path, folder / "cells" / path.name)
         (folder / f"{name}.md").write_text(table, encoding="utf-8")
         figure.savefig(folder / f"{name}.png", dpi=show.DPI)
     print(table, flush=True)

@@ -525,3 +525,4 @@ def test_the_controls_in_doom(tmp_path, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in run.glob("*.json")}
     study(monkeypatch, run, "--part", "doom", "--to", str(tmp_path / "also"))
     assert {p: p.stat().st_mtime_ns for p in run.glob("*.json")} == before and (tmp_path / "also" / "doom.md").read_text() == table
+    assert {p.name for p in (tmp_path / "also" / "cells").iterdir()} == {f"{name}.json" for name in cells}
