@@ -213,7 +213,7 @@ def search_on(cells: Cells, policy: str, s: StudySettings) -> dict:
         save_model(folder / "vision.safetensors", vision)
         world = WorldModel(vision, train_m(folder, encode_store(vision, store, episodes), s.seed, s))
         trained = v["seconds"] + time.time() - began
-        params, records = search_c(folder, in_the_car(world, ControllerSettings(), s), ControllerSettings(), s.evolve, s.seed)
+        params, records = search_c(folder, car_fitness(world, ControllerSettings(), s), ControllerSettings(), s.evolve, s.seed)
         frames = facts["frames"] + np.cumsum([r["steps"] for r in records])
         seconds = facts["seconds"] + trained + np.cumsum([r["seconds"] for r in records])
         curve = [{"frames": int(f), "seconds": round(float(t), 1), "mean": r["validation"]}
@@ -239,7 +239,7 @@ def search_c(folder: Path, fitness: RealFitness | DreamFitness, controller: Cont
     return load_controller(path)[1], read_lines(folder / ("random.jsonl" if by_chance else "evolution.jsonl"))
 
 
-def in_the_car(world: WorldModel, controller: ControllerSettings, s: StudySettings) -> RealFitness:
+def car_fitness(world: WorldModel, controller: ControllerSettings, s: StudySettings) -> RealFitness:
     return RealFitness(world, controller, s.evolve.max_steps, s.evolve.patience)
 
 
@@ -323,19 +323,17 @@ def control_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
     """Returns of what is left when one part is taken away, each searched anew with the same budget on the same tracks."""
     world = WorldModel.load(s.world)
     thumbs = WorldModel(Thumbnail().eval(), MDNRNN(MDNRNNSettings(latent=64, hidden=1)).eval())
-    alone, searched = ControllerSettings(memory=False), {}
+    alone = ControllerSettings(memory=False)
     kinds = {"z and h": (world, ControllerSettings()), "z and h, M untrained": (untrained(world, s.seed), ControllerSettings()),
-             "z alone": (world, alone),
-             "z alone, 40 hidden units": (world, ControllerSettings(memory=False, hidden=40)), "8 × 8 grey pixels, no V": (thumbs, alone)}
+             "z alone": (world, alone), "z alone, 40 hidden units": (world, ControllerSettings(memory=False, hidden=40)),
+             "8 × 8 grey pixels, no V": (thumbs, alone), "z and h, random search": (world, ControllerSettings(), True)}
 
-    def found_by(world: WorldModel, settings: ControllerSettings, folder: Path, by_chance: bool = False) -> dict:
-        params, records = search_c(folder, in_the_car(world, settings, s), settings, s.evolve, s.seed, by_chance)
+    def found_by(folder: Path, world: WorldModel, settings: ControllerSettings, by_chance: bool = False) -> dict:
+        params, records = search_c(folder, car_fitness(world, settings, s), settings, s.evolve, s.seed, by_chance)
         driver = WorldModelPolicy(world, controllers_for(world, settings, params))
         return report_of(folder, driver, s) | {"parameters": len(params), "frames": sum(r["steps"] for r in records)}
 
-    for name, (w, settings) in kinds.items():
-        searched[name] = cells(f"control-{slug(name)}", lambda folder: found_by(w, settings, folder))
-    searched["z and h, random search"] = cells("control-random-search", lambda folder: found_by(world, ControllerSettings(), folder, True))
+    searched = {name: cells(f"control-{slug(name)}", lambda folder: found_by(folder, *kind)) for name, kind in kinds.items()}
     searched["rule by hand"] = cells("control-rule-by-hand", lambda folder: report_of(folder, RoadFollower(), s))
     if (Path(s.ppo) / "ppo.safetensors").exists():
         searched["PPO"] = cells("control-ppo", lambda folder: report_of(folder, load_ppo(Path(s.ppo) / "ppo.safetensors"), s))
@@ -386,7 +384,7 @@ def doom_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
     dreaming = replace(GAMES["TakeCover"].settings, max_steps=s.doom_evolve.max_steps // repeat)
     of = lambda tics: summary(tics) | {"returns": [int(t) for t in tics]}
 
-    def found_by(world: WorldModel, settings: ControllerSettings, folder: Path, by_chance: bool = False) -> dict:
+    def found_by(folder: Path, world: WorldModel, settings: ControllerSettings, by_chance: bool = False) -> dict:
         fitness = DreamFitness(world, starts, settings, dreaming)
         params, _ = search_c(folder, fitness, settings, s.doom_evolve, s.seed, by_chance)
         player = WorldModelPolicy(world, controllers_for(world, settings, params))
@@ -394,7 +392,7 @@ def doom_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
 
     kinds = {"z, c and h": (world, C_DOOM), "z alone": (world, replace(C_DOOM, memory=False)),
              "z, c and h, M untrained": (untrained(world, s.seed), C_DOOM), "z, c and h, random search": (world, C_DOOM, True)}
-    rows = {name: cells(f"doom-{slug(name)}", lambda folder: found_by(*kind[:2], folder, *kind[2:])) for name, kind in kinds.items()}
+    rows = {name: cells(f"doom-{slug(name)}", lambda folder: found_by(folder, *kind)) for name, kind in kinds.items()}
     for name, player in {"to and fro, never looking": Runner(), "random, fresh action": NoisePolicy("white", s.doom_evaluate.max_steps)}.items():
         rows[name] = cells(f"doom-{slug(name)}", lambda folder: {"game": of(survive(player, seeds, s.doom_evaluate.max_steps))})
     return rows

@@ -5,6 +5,7 @@ python -m solutions.ppo --settings laptop --run runs/ppo --render human
 python -m solutions.ppo --settings laptop --run runs/ppo --drive 128 --official 24
 """
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from worldmodels.controller import score_policy, watch_policy
 from worldmodels.rollouts import HELD_OUT, collect
 from worldmodels.tools.settings import claim_run_folder, load
 from worldmodels.tools.store import RolloutStore
+from worldmodels.tools.world import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class PPOCommand:
     """episodes that it records on the fast environment, into the run's store, for `--store`"""
     official: int = 0
     """episodes beside them on the official environment"""
+    publish: str = ""
+    """folder to write the driver, its curve and its score to, in the end"""
     ppo: PPOSettings = field(default_factory=PPOSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
@@ -45,17 +49,26 @@ def drive(folder: Path, driver: PPOPolicy, s: PPOCommand) -> RolloutStore:
     return collect(store, driver, s.official, "gymnasium", 50_000, s.ppo.max_steps, tag="ppo")
 
 
+def ship(folder: Path, to: Path) -> None:
+    """The driver without Adam's moments, its curve and its score, in `to`."""
+    to.mkdir(parents=True, exist_ok=True)
+    tensors, notes = load_tensors(folder / "ppo.safetensors")
+    save_tensors(to / "ppo.safetensors", {name: x for name, x in tensors.items() if name.startswith("model.")}, notes)
+    for name in ("evaluations.jsonl", "report.json"): shutil.copy(folder / name, to / name)
+
+
 def main() -> None:
     s = load(PPOCommand, description=__doc__, part_of=Sections)
     require_sb3()  # before anything is written
     folder = Path(s.run)
     if s.render == "human": return watch_policy(load_ppo(folder / "ppo.safetensors"), HELD_OUT, s.evaluate.max_steps, s.ppo.size)
-    claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "render", "drive", "official", *(f"evaluate.{k}" for k in vars(s.evaluate))))
+    claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "render", "drive", "official", "publish", *(f"evaluate.{k}" for k in vars(s.evaluate))))
     driver = train_ppo(s.ppo, folder, s.seed)
     if s.drive or s.official: drive(folder, driver, s)
     report = folder / "report.json"
     if not report.exists() or json.loads(report.read_text())["gymnasium"]["episodes"] != s.evaluate.episodes:
         write_report(folder, lambda seeds, backend: score_policy(driver, seeds, backend, s.evaluate.max_steps, size=s.ppo.size), s.evaluate)
+    if s.publish: ship(folder, Path(s.publish))
     print(f"PPO, its curve and its score are in {folder}")
 
 

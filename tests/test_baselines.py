@@ -380,6 +380,10 @@ def test_killed_and_gone_on_with_scored_and_driving_for_others(tmp_path, monkeyp
     before = (run / "report.json").read_bytes()
     call(monkeypatch, solutions.ppo, *flags)
     assert (run / "report.json").read_bytes() == before
+    call(monkeypatch, solutions.ppo, *flags, "--publish", str(tmp_path / "given"))
+    given, whole = (load_tensors(folder / "ppo.safetensors")[0] for folder in (tmp_path / "given", run))
+    assert set(given) == {name for name in whole if name.startswith("model.")} < set(whole) and (tmp_path / "given" / "report.json").read_bytes() == before
+    np.testing.assert_array_equal(*(score_policy(b.load_ppo(folder / "ppo.safetensors"), [3], "fast", 30) for folder in (tmp_path / "given", run)))
     with pytest.raises(ValueError, match="ppo.rows: 2 -> 4"): call(monkeypatch, solutions.ppo, *flags, "--ppo.rows", "4")
     watched = []
     monkeypatch.setattr(solutions.ppo, "watch_policy", lambda policy, seeds, *_: watched.append((policy.name, seeds[0])))

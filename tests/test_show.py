@@ -8,8 +8,11 @@ import imageio_ffmpeg
 import matplotlib.image
 import matplotlib.pyplot as plt
 import numpy as np
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
+from PIL import Image
 
 from worldmodels.tools import show
 
@@ -21,7 +24,7 @@ def clip():
 
 def pixels(fig) -> np.ndarray:
     """(H, W, 3) uint8 as a notebook shows the figure."""
-    data, _ = fig._repr_mimebundle_()
+    data, _ = show.bundle(fig, fig.alt)
     rgba = matplotlib.image.imread(io.BytesIO(base64.b64decode(data["image/png"])))
     return np.rint(rgba[..., :3] * 255).astype(np.uint8)
 
@@ -45,9 +48,20 @@ def test_strip_shows_every_nth_frame_of_each_row(clip):
 
 def test_a_figure_describes_itself_and_leaves_nothing_open(clip):
     before = plt.get_fignums()
-    data, metadata = show.strip({"real": clip, "dream": clip})._repr_mimebundle_()
+    fig = show.strip({"real": clip, "dream": clip})
+    data, metadata = show.bundle(fig, fig.alt)
     assert "real, dream" in data["text/plain"] and metadata["image/png"]["alt"] in data["text/plain"]
     assert plt.get_fignums() == before
+
+
+def test_a_notebook_stores_the_small_picture_and_its_words_after_pyplot_has_drawn_inline_too():
+    drawn = "from worldmodels.tools import show\nshow.curves({'a': [1, 2]}, 'x', 'y')"
+    cells = [nbformat.v4.new_code_cell(code) for code in (drawn, "import matplotlib.pyplot as plt\nplt.subplots()\nplt.close()", drawn)]
+    notebook = NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=120).execute()
+    for cell in (notebook.cells[0], notebook.cells[2]):
+        output, = cell.outputs
+        assert output.metadata["image/png"]["alt"] in output.data["text/plain"] == "<Picture: y against x: a>"
+        assert Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).mode == "RGB"
 
 
 @pytest.mark.parametrize("images", [
