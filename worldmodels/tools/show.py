@@ -146,14 +146,15 @@ def frames(images, columns: int = 8, labels: Sequence | None = None, scale: floa
     colors = [color] * n if color is None or isinstance(color, str) else list(color)
     for name, given in (("labels", labels), ("colors", colors)):
         if given is not None and len(given) != n: raise ValueError(f"{len(given)} {name} for {n} images")
-    k, columns, text = _enlargement(h, 100 * scale), min(columns, n), 20 if labels is not None else 0
+    k, columns = _enlargement(h, 100 * scale), min(columns, n)
+    text = 0 if labels is None else 6 + 14 * max(str(label).count("\n") + 1 for label in labels)  # pixels below each image
     dx, dy = k * w + 6, k * h + 6 + text
     fig = _canvas(columns * dx + 6, -(-n // columns) * dy + 6)
     for i in range(n):
         left, top = 6 + i % columns * dx, 6 + i // columns * dy
         _place(fig, x[i], left, top, k, COLORS.get(colors[i], colors[i]))
         if text: _write(fig, str(labels[i]), left + k * w / 2, top + k * h + 5, ha="center", va="top", fontsize=9)
-    fig.alt = f"{n} frames of {h}×{w} pixels, {columns} a row" + (f": {', '.join(map(str, labels))}" if text else "")
+    fig.alt = f"{n} frames of {h}×{w} pixels, {columns} a row" + (f": {', '.join(' '.join(str(label).split()) for label in labels)}" if text else "")
     return fig
 
 # %% ../../nbs/tools/show.ipynb #b6e77ec7
