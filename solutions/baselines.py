@@ -5,7 +5,6 @@ python -m solutions.baselines --settings laptop --part controls
 """
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -91,7 +90,7 @@ def read_video(file: Path, settings: ImportSettings = ImportSettings()) -> Episo
 class Cells:
     """Results by name, in JSON files that are there whole or not at all."""
 
-    def __init__(self, folder: Path): self.folder = folder
+    def __init__(self, folder: Path): self.folder, self.used = folder, {}
 
     def __call__(self, name: str, make: Callable[[Path], dict]) -> dict:
         """The result of a cell: what its file holds, else what `make(its folder)` gives, with the seconds that it took.
@@ -105,7 +104,8 @@ class Cells:
             print(f"== {name}", flush=True)
             found = make(work)
             write_json(path, found | {"seconds": round(time.time() - began, 1), "interrupted": interrupted})
-        return json.loads(path.read_text())
+        self.used[name] = json.loads(path.read_text())
+        return self.used[name]
 
 
 # The data study
@@ -256,7 +256,7 @@ def data_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
     rows = {}
     for policy in s.policies.split(","):
         if policy == "ppo" and not (Path(s.ppo) / "ppo.safetensors").exists():
-            print(f"there is no {s.ppo}/ppo.safetensors: the row ppo is left out until `python -m solutions.ppo --run {s.ppo}` has made it")
+            print(f"there is no {s.ppo}/ppo.safetensors: the row ppo is left out; `python -m solutions.ppo` trains one")
             continue
         _, _, facts = stored(cells, policy, s)
         v = [cells(f"data-{policy}-v{k}", lambda folder: measure_v(folder, cells, policy, s.seed + k, s)) for k in range(s.seeds)]
@@ -376,7 +376,6 @@ def control_figure(rows: dict[str, dict], where: str = "gymnasium", label: str =
 
 def doom_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
     """Tics survived, in the dream and in the game, by what is left when one part is taken away; and by players that do not look."""
-    require_vizdoom()
     world, seeds = WorldModel.load(s.doom), HELD_OUT[:s.doom_evaluate.episodes]
     repeat, first = world.dynamics.action_repeat, make_envs(TAKE_COVER, VALIDATION[:32])
     starts = Starts(*map(torch.from_numpy, encode_frames(world.vision, first.reset())))
@@ -437,8 +436,8 @@ def reached(curve: list[dict], key: str, target: float, scale: float, unit: str)
 def time_table(curves: dict[str, list[dict]], s: StudySettings) -> str:
     lines = "".join(f"| {name} | " + " | ".join(f"{reached(curve, 'frames', t, 1000, 'k')} · {reached(curve, 'seconds', t, 60, ' min')}" for t in TARGETS)
                     + f" | {curve[-1]['mean']:.0f} |\n" for name, curve in curves.items())
-    return f"""Frames of the environment and minutes until a test on {s.evolve.validate_episodes} validation tracks first reached a mean return; everything is counted,
-the recordings, V and M too, but for the tests of PPO. "not in" gives the budget that did not do.
+    return f"""Frames of the environment and minutes until a test on validation tracks ({s.evolve.validate_episodes} for V, M and C) first reached a mean return, in one run each. The recordings, V
+and M are counted; the frames of tests are not, and their minutes for V, M and C alone. "not in" gives the budget that did not do.
 
 | | {' | '.join(f'to {t}' for t in TARGETS)} | last test |
 |---|{'---|' * len(TARGETS)}---|
@@ -459,13 +458,12 @@ def time_figure(curves: dict[str, list[dict]]) -> Figure:
     return fig
 
 
-def write(folders: list[Path], name: str, table: str, figure: Figure) -> None:
-    """`name`.md and `name`.png in every folder, and the table on the screen; the run's cells go into `cells` of the others."""
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        if folder is not folders[0]:
-            (folder / "cells").mkdir(exist_ok=True)
-            for path in folders[0].glob("*-*.json"): shutil.copy(path, folder / "cells" / path.name)
+def write(cells: Cells, to: str, name: str, table: str, figure: Figure) -> None:
+    """`name`.md and `name`.png in the run's folder and in `to`, and the table on the screen; the cells that it was made of go into `to`/cells."""
+    if to:
+        (Path(to) / "cells").mkdir(parents=True, exist_ok=True)
+        for cell, found in cells.used.items(): write_json(Path(to) / "cells" / f"{cell}.json", found)
+    for folder in [cells.folder, *([Path(to)] if to else [])]:
         (folder / f"{name}.md").write_text(table, encoding="utf-8")
         figure.savefig(folder / f"{name}.png", dpi=show.DPI)
     print(table, flush=True)
@@ -474,14 +472,15 @@ def write(folders: list[Path], name: str, table: str, figure: Figure) -> None:
 def main() -> None:
     s = load(StudySettings, prefix="baselines", description=__doc__)
     if unknown := set(s.policies.split(",")) - set(POLICIES): raise ValueError(f"unknown policies {', '.join(sorted(unknown))}; known are {', '.join(POLICIES)}")
+    if s.part in ("all", "doom"): require_vizdoom()  # before hours of driving
     folder = claim_run_folder(Path(s.run), s, s.fresh, ignore=("fresh", "run", "to", "part", "policies", "ppo"))
     show.use_style()
-    cells, folders = Cells(folder), [folder, *([Path(s.to)] if s.to else [])]
-    if s.part in ("all", "data"): write(folders, "data", data_table(rows := data_study(cells, s), s), data_figure(rows))
-    if s.part in ("all", "controls"): write(folders, "controls", control_table(rows := control_study(cells, s), s), control_figure(rows))
-    if s.part in ("all", "time"): write(folders, "time", time_table(rows := time_study(cells, s), s), time_figure(rows))
+    cells = Cells(folder)
+    if s.part in ("all", "data"): write(cells, s.to, "data", data_table(rows := data_study(cells, s), s), data_figure(rows))
+    if s.part in ("all", "controls"): write(cells, s.to, "controls", control_table(rows := control_study(cells, s), s), control_figure(rows))
+    if s.part in ("all", "time"): write(cells, s.to, "time", time_table(rows := time_study(cells, s), s), time_figure(rows))
     if s.part in ("all", "doom"):
-        write(folders, "doom", doom_table(rows := doom_study(cells, s), s), control_figure(rows, "game", "tics survived in a held-out game"))
+        write(cells, s.to, "doom", doom_table(rows := doom_study(cells, s), s), control_figure(rows, "game", "tics survived in a held-out game"))
 
 
 if __name__ == "__main__": command(main)

@@ -61,6 +61,7 @@ def main() -> None:
     s = load(PPOCommand, description=__doc__, part_of=Sections)
     require_sb3()  # before anything is written
     folder = Path(s.run)
+    if s.publish and Path(s.publish).resolve() == folder.resolve(): raise ValueError(f"publish and run are the same folder, {folder}: Adam's moments would be lost")
     if s.render == "human": return watch_policy(load_ppo(folder / "ppo.safetensors"), HELD_OUT, s.evaluate.max_steps, s.ppo.size)
     claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "render", "drive", "official", "publish", *(f"evaluate.{k}" for k in vars(s.evaluate))))
     driver = train_ppo(s.ppo, folder, s.seed)

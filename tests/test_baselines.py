@@ -380,6 +380,7 @@ def test_killed_and_gone_on_with_scored_and_driving_for_others(tmp_path, monkeyp
     before = (run / "report.json").read_bytes()
     call(monkeypatch, solutions.ppo, *flags)
     assert (run / "report.json").read_bytes() == before
+    with pytest.raises(ValueError, match="publish and run are the same folder"): call(monkeypatch, solutions.ppo, *flags, "--publish", str(run))
     call(monkeypatch, solutions.ppo, *flags, "--publish", str(tmp_path / "given"))
     given, whole = (load_tensors(folder / "ppo.safetensors")[0] for folder in (tmp_path / "given", run))
     assert set(given) == {name for name in whole if name.startswith("model.")} < set(whole) and (tmp_path / "given" / "report.json").read_bytes() == before
@@ -526,7 +527,10 @@ def test_the_controls_in_doom(tmp_path, monkeypatch):
     assert all(0 < t <= 60 for c in cells.values() for t in c["game"]["returns"]) and all(c["game"]["episodes"] == 2 for c in cells.values())
     assert all(c["dream"]["returns"][0] % 4 == 0 for c in cells.values() if "dream" in c), "dreams are told in tics, four to a step of M"
     assert (run / "doom.png").stat().st_size > 5000
+    (run / "doom-z-alone.json").unlink()  # as if it had been killed after the search
     before = {p: p.stat().st_mtime_ns for p in run.glob("*.json")}
     study(monkeypatch, run, "--part", "doom", "--to", str(tmp_path / "also"))
-    assert {p: p.stat().st_mtime_ns for p in run.glob("*.json")} == before and (tmp_path / "also" / "doom.md").read_text() == table
+    again = json.loads((run / "doom-z-alone.json").read_text())
+    assert again["interrupted"] and again["game"] == cells["doom-z-alone"]["game"] and again["dream"] == cells["doom-z-alone"]["dream"]
+    assert {p: p.stat().st_mtime_ns for p in run.glob("*.json") if p.stem != "doom-z-alone"} == before and (tmp_path / "also" / "doom.md").read_text() == table
     assert {p.name for p in (tmp_path / "also" / "cells").iterdir()} == {f"{name}.json" for name in cells}

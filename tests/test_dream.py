@@ -3,7 +3,9 @@ import math
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import gymnasium
@@ -24,6 +26,7 @@ from worldmodels.tools.world import WorldModel, data
 from worldmodels.transformer import TraDE, TraDESettings, TransformerMDN, TransformerSettings
 from worldmodels.vae import VAE, Latents, VAESettings
 
+ROOT = Path(__file__).parents[1]
 CAR, DOOM = "worldmodels/CarRacingDream-v0", "worldmodels/TakeCoverDream-v0"
 
 
@@ -705,3 +708,9 @@ def test_a_population_dreams_much_faster_than_one_drawn_dream():
     single = rate(lambda: [env.step(np.float32([0, 0.5, 0])) for _ in range(50)], 50)
     print(f"{batch:,.0f} dreamt steps a second in a batch of 1,024, {single:,.0f} of one dream that is drawn: {batch / single:.0f} times")
     assert batch > 150 * single
+
+
+def test_the_player_s_page_goes_into_the_package():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["worldmodels"]
+    assert sorted(listed) == sorted(p.name for p in (ROOT / "worldmodels").iterdir() if p.suffix in (".js", ".css"))
+    assert "export default" in d.Player._esm and ".dream-player" in d.Player._css

@@ -51,7 +51,9 @@ def test_prepare(prepare: Callable) -> None:
     stripes[:, :, 1::2] = 255  # every other column white: a new pixel covers one and a half old ones
     got = prepare(stripes, 64)[0, 0, :4, 0]
     close("a new pixel is the mean of the area it covers", got, [85, 85, 170, 170], tol=0.02)
-    equal("row 83 is the last one kept, and is kept", int(prepare(rows, 64)[0, -1, 0, 0]), 83)
+    last = np.zeros((1, 96, 96, 3), np.uint8)
+    last[:, 83] = 255
+    that("row 83 is the last one kept, and is kept", prepare(last, 64)[0, -1, 0, 0] > 100, "a white row 83 leaves no trace")
     equal("other sizes work too", prepare(frames, 32).shape, (3, 32, 32, 3))
 
 # %% ../nbs/00_rollouts.ipynb #cba7d20a
