@@ -166,7 +166,7 @@ class StudySettings:
     run: str = "runs/baselines"
     """folder of the studies"""
     to: str = ""
-    """folder that also gets the tables, the figures and the results of all cells, if given"""
+    """folder that also gets the tables, the figures and the results of the cells behind them, if given"""
     fresh: bool = False
     """start anew, even if the folder holds studies"""
     part: Literal["all", "data", "controls", "doom", "time"] = "all"
