@@ -65,7 +65,7 @@ def test_each_section_says_what_is_known_of_its_system():
     assert (s.dynamics.hidden, s.window, s.warm_up) == (768, 100, 50)
 
 
-@pytest.mark.parametrize("name, flags", [("ctallec", []), ("jk2500", ["--window", "40", "--vae_fit.lr", "0.001"]), ("solutions96", []),
+@pytest.mark.parametrize("name, flags", [("ctallec", []), ("jk2500", ["--window", "40", "--vae_fit.lr", "0.001", "--dynamics_fit.steps", "75"]), ("solutions96", []),
                                          ("lstm768", ["--vae_fit.batch", "32", "--dynamics_fit.batch", "4"])])
 def test_each_system_runs_from_driving_to_report_and_learns(tmp_path, name, flags):
     run = tmp_path / name
