@@ -340,16 +340,20 @@ def control_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
     return searched
 
 
+def against(name: str, rows: dict[str, dict], where: str) -> str:
+    """Mean difference of a row from the first one on the same seeds, with its 95 % interval; nothing for the first itself."""
+    first = next(iter(rows))
+    if name == first: return ""
+    mean, low, high = paired(rows[name][where]["returns"], rows[first][where]["returns"])
+    return f"{mean:+.0f} ({low:+.0f} to {high:+.0f})"
+
+
 def slug(name: str) -> str: return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
 def control_table(rows: dict[str, dict], s: StudySettings) -> str:
-    reference = rows["z and h"]["gymnasium"]["returns"]
-    lines = []
-    for name, r in rows.items():
-        mean, low, high = paired(r["gymnasium"]["returns"], reference)
-        against = "" if name == "z and h" else f"{mean:+.0f} ({low:+.0f} to {high:+.0f})"
-        lines.append(f"| {name} | {r.get('parameters', '')} | {scored(r['gymnasium'])} | {against} | {scored(r['envpool']) if 'envpool' in r else '–'} |\n")
+    lines = [f"| {name} | {r.get('parameters', '')} | {scored(r['gymnasium'])} | {against(name, rows, 'gymnasium')} "
+             f"| {scored(r['envpool']) if 'envpool' in r else '–'} |\n" for name, r in rows.items()]
     return f"""What is left when one part is taken away. Every search has {s.evolve.generations} generations of {s.evolve.population} candidates × {s.evolve.episodes}
 tracks and starts from zeros; V and M are those of {s.world}. {s.evaluate.episodes} held-out tracks, mean ± sd (95 % interval of the mean).
 
@@ -398,11 +402,8 @@ def doom_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
 
 
 def doom_table(rows: dict[str, dict], s: StudySettings) -> str:
-    reference, lines = rows["z, c and h"]["game"]["returns"], []
-    for name, r in rows.items():
-        mean, low, high = paired(r["game"]["returns"], reference)
-        against = "" if name == "z, c and h" else f"{mean:+.0f} ({low:+.0f} to {high:+.0f})"
-        lines.append(f"| {name} | {r.get('parameters', '')} | {scored(r['dream']) if 'dream' in r else '–'} | {scored(r['game'])} | {against} |\n")
+    lines = [f"| {name} | {r.get('parameters', '')} | {scored(r['dream']) if 'dream' in r else '–'} | {scored(r['game'])} | {against(name, rows, 'game')} |\n"
+             for name, r in rows.items()]
     e, tau = s.doom_evolve, GAMES["TakeCover"].settings.temperature
     return f"""Doom's TakeCover, with C found in M's dreams alone (τ = {tau:g}); what is left when one part is taken away. Every search has {e.generations} generations
 of {e.population} candidates × {e.episodes} dreams and starts from zeros; V and M are those of {s.doom}. {s.doom_evaluate.episodes} held-out games, tics survived,

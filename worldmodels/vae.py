@@ -115,7 +115,7 @@ def test_encoder(make: Callable) -> None:
     for size, pad, width in ((64, 0, 1024), (96, 1, 9216)):
         net, planes = make(size), torch.rand(2, 3, size, size)
         shape(f"planes of {size} pixels become {width} numbers in one axis", net(planes), (2, width))
-        wanted = [size for i, o in ((3, 32), (32, 64), (64, 128), (128, 256)) for size in ((o, i, 4, 4), (o,))]
+        wanted = [numbers for i, o in ((3, 32), (32, 64), (64, 128), (128, 256)) for numbers in ((o, i, 4, 4), (o,))]
         equal("weights (out, in, 4, 4) and biases of four convolutions with 32, 64, 128 and 256 channels, and nothing else",
               [tuple(p.shape) for p in net.parameters()], wanted)
         x, weights = planes, list(net.parameters())
