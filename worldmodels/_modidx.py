@@ -304,6 +304,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'worldmodels.dream.rank_correlation': ('dream.html#rank_correlation', 'worldmodels/dream.py'),
                                    'worldmodels.dream.rank_interval': ('dream.html#rank_interval', 'worldmodels/dream.py'),
                                    'worldmodels.dream.refit': ('dream.html#refit', 'worldmodels/dream.py'),
+                                   'worldmodels.dream.require_heads': ('dream.html#require_heads', 'worldmodels/dream.py'),
                                    'worldmodels.dream.returns_of': ('dream.html#returns_of', 'worldmodels/dream.py'),
                                    'worldmodels.dream.scramble': ('dream.html#scramble', 'worldmodels/dream.py'),
                                    'worldmodels.dream.smooth': ('dream.html#smooth', 'worldmodels/dream.py'),

@@ -153,6 +153,7 @@ def require_sb3():
                                           "pip install stable-baselines3 elsewhere") from None
     return stable_baselines3
 
+# %% ../nbs/07_baselines.ipynb #a0abecaa
 class _OverVectorEnv:
     """The methods of `SB3VecEnv`; apart, so that this module needs no Stable-Baselines3."""
 
@@ -194,6 +195,7 @@ class _OverVectorEnv:
     def env_method(self, method_name, *args, indices=None, **kwargs):
         raise NotImplementedError(f"{type(self.envs).__name__} is one object for all its rows: call its {method_name} itself")
 
+# %% ../nbs/07_baselines.ipynb #d521b5fa
 def SB3VecEnv(envs: VectorEnv):
     """A Stable-Baselines3 `VecEnv` over gymnasium's `VectorEnv` with SAME_STEP autoreset: a `Relay`, or a dream.
 
@@ -386,6 +388,7 @@ class _Keeper:
         self.bar.update(frames - self.bar.n)
         self.since = time.time()
 
+# %% ../nbs/07_baselines.ipynb #7883d340
 def train_ppo(settings: PPOSettings, folder, seed: int = 0, backend: str = "fast") -> PPOPolicy:
     """Train PPO in `folder`, or go on with what is there: ppo.safetensors, evaluations.jsonl and TensorBoard's events."""
     require_sb3()
@@ -512,6 +515,7 @@ def draw_candidates(dimension: int, population: int, seed: int, generation: int)
     rng = np.random.default_rng([seed, 1, generation])
     return 10 ** rng.uniform(-2, 0, (population, 1)) * rng.standard_normal((population, dimension))
 
+# %% ../nbs/07_baselines.ipynb #b4c80c4f
 def random_search(fitness: Callable, settings: EvolveSettings, folder=None, seed: int = 0, finalists: int = 8) -> tuple[np.ndarray, list[dict]]:
     """The control of `evolve`: as many candidates on the same tracks, none of which learns from another; resumes in `folder`."""
     path = Path(folder) / "random.jsonl" if folder else None

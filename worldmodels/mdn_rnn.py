@@ -245,7 +245,7 @@ class MDNRNN(Dynamics):
 
     def predict(self, h): return HeadsPrediction(h, self.mixture, self.reward, self.done)
 
-    def forward(self, z, a, restart=None, mask=None):
+    def forward(self, z, a, restart=None):
         if restart is None:  # an episode begins at time 0, and nowhere else
             restart = (torch.arange(z.shape[1], device=z.device) == 0).expand(z.shape[:-1])
         return self.predict(run_lstm(self.lstm, self.inputs(z, a, restart.bool()), restart.bool()))
@@ -313,7 +313,7 @@ class _Stub(Dynamics):
         super().__init__()
         self.heads = heads
 
-    def forward(self, z, a, restart=None, mask=None):
+    def forward(self, z, a, restart=None):
         self.given, zeros = (z, a, restart), torch.zeros(z.shape[:-1])
         return SimpleNamespace(nll=lambda target: (target - z).pow(2).sum(-1),
                                reward=zeros + 1 if self.heads else None, done=zeros if self.heads else None)
@@ -378,6 +378,7 @@ def require_steps(latents: Latents, model: Dynamics) -> None:
     remedy = f"coarsen(latents, {model.action_repeat}) of chapter 05 makes them fit" if model.action_repeat % latents.repeat == 0 else "encode the episodes anew"
     raise ValueError(f"a step of these latents spans {latents.repeat} frames and one of this {type(model).__name__} {model.action_repeat}: {remedy}")
 
+# %% ../nbs/02_mdn_rnn.ipynb #06d90703
 def train_dynamics(model: Dynamics, latents: Latents, episodes, length: int, training: FitSettings, folder=None,
                    seed: int = 0, warm_up: int = 0, ending: float = 0.0, done_weight: float = 10.0) -> Dynamics:
     """Train any M on windows of `length` steps of some episodes, `ending` as in `windows`; resumes in `folder`.

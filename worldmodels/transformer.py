@@ -277,7 +277,7 @@ class TransformerDynamics(Dynamics):
 
     def predict(self, h): return HeadsPrediction(h, self.density, self.reward, self.done)
 
-    def forward(self, z, a, restart=None, mask=None):
+    def forward(self, z, a, restart=None):
         if z.ndim != 3 or z.shape[1] > self.settings.longest:
             raise ValueError(f"{type(self).__name__} takes (batch, time, latent) of at most {self.settings.longest} steps "
                              f"(its setting `longest`), got {tuple(z.shape)}")

@@ -89,7 +89,7 @@ class Dynamics(nn.Module):
     features_dim: int  # width of what the controller sees of the memory
     action_repeat: int = 1  # frames of the environment that one step spans; an action is held for so many
 
-    def forward(self, z, a, restart=None, mask=None) -> Prediction:
+    def forward(self, z, a, restart=None) -> Prediction:
         """Teacher-forced, for training: z (batch, time, latent), a (batch, time, action_dim)."""
         raise NotImplementedError
 
