@@ -425,8 +425,10 @@ def test_held(held: Callable) -> None:
     close("actions are uniform: mean", drawn.mean(0), [0, 0.5, 0.5], tol=0.05)
     close("actions are uniform: sd", drawn.std(0) / (high - low), [12**-0.5] * 3, tol=0.02)
     shape("as many actions as steps, with longest=1 too", draw(longest=1), (8000, 3))
-    fresh = (np.diff(draw(longest=1), axis=0) != 0).any(1)
+    each = draw(longest=1)
+    fresh = (np.diff(each, axis=0) != 0).any(1)
     that("`longest` is used: with longest=1 every step has a new action", fresh.all(), f"{(~fresh).sum()} of {len(fresh)} steps keep the action before them")
+    equal("with longest=1 no two steps have the same action", len(np.unique(each, axis=0)), len(each))
 
 # %% ../nbs/00_rollouts.ipynb #34415b85
 def held(rng: np.random.Generator, steps: int, low: np.ndarray, high: np.ndarray, longest: int = 10) -> np.ndarray:
