@@ -253,6 +253,26 @@ def test_fresh_starts_anew(claimed):
     claim_run_folder(claimed, Run(seeds=(0, 9)))
 
 
+def elsewhere(folder):
+    """A process that locks a folder until it is killed."""
+    program = "import sys; from worldmodels.tools.settings import lock_run_folder; lock_run_folder(sys.argv[1]); print('mine', flush=True); sys.stdin.read()"
+    return subprocess.Popen([sys.executable, "-c", program, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_what_this_process_claimed_is_refused_to_another(claimed):
+    with elsewhere(claimed) as other: assert "another process is at work in" in other.communicate()[1]
+
+
+def test_what_another_process_claimed_is_refused_until_it_is_killed(tmp_path):
+    with elsewhere(tmp_path) as other:
+        assert other.stdout.readline() == "mine\n"
+        for fresh in (False, True):
+            with pytest.raises(ValueError, match="another process is at work in"): claim_run_folder(tmp_path, Run(), fresh)
+        assert not content(tmp_path)
+        other.kill()
+    assert claim_run_folder(tmp_path, Run()) == tmp_path and content(tmp_path)
+
+
 def test_a_removal_that_was_killed_is_finished(claimed, monkeypatch):
     def killed(path): raise KeyboardInterrupt
     with monkeypatch.context() as m:

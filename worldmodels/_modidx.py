@@ -572,6 +572,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'worldmodels/tools/settings.py'),
                                             'worldmodels.tools.settings.load': ( 'tools/settings.html#load',
                                                                                  'worldmodels/tools/settings.py'),
+                                            'worldmodels.tools.settings.lock_run_folder': ( 'tools/settings.html#lock_run_folder',
+                                                                                            'worldmodels/tools/settings.py'),
                                             'worldmodels.tools.settings.make_parser': ( 'tools/settings.html#make_parser',
                                                                                         'worldmodels/tools/settings.py'),
                                             'worldmodels.tools.settings.nearest': ( 'tools/settings.html#nearest',

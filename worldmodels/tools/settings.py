@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['make_parser', 'find_ini', 'nearest', 'read_sections', 'section_flags', 'own_flags', 'split_settings', 'parse', 'load',
-           'notebook', 'to_dict', 'flat', 'diff', 'write_json', 'read_config', 'empty_run_folder', 'claim_run_folder']
+           'notebook', 'to_dict', 'flat', 'diff', 'write_json', 'read_config', 'empty_run_folder', 'lock_run_folder',
+           'claim_run_folder']
 
 # %% ../../nbs/tools/settings.ipynb #ad43ff58
-import argparse, configparser, dataclasses, difflib, json, os, shutil, sys
+import argparse, configparser, dataclasses, difflib, fcntl, json, os, shutil, sys
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -175,14 +176,32 @@ def empty_run_folder(folder: Path):
         if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
         elif path.name != "config.json": path.unlink()
 
+# %% ../../nbs/tools/settings.ipynb #5b1c9d03
+_locked = {}  # the folders this process has claimed: device and inode to a descriptor that stays open
+
+def lock_run_folder(folder: Path) -> None:
+    """Keep other processes out of `folder` until this one ends; ValueError where one of them is in it already."""
+    fd = os.open(folder, os.O_RDONLY)
+    here = os.fstat(fd).st_dev, os.fstat(fd).st_ino
+    if here in _locked: return os.close(fd)  # claimed before: once is enough
+    try: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise ValueError(f"another process is at work in {folder}: wait for it to end, or take another name") from None
+    _locked[here] = fd
+
 # %% ../../nbs/tools/settings.ipynb #c7625122
 def claim_run_folder(folder: Path, settings, fresh: bool = False, ignore: tuple[str, ...] = ()) -> Path:
     """The run folder `folder`, made with the dataclass `settings`; a new one where there is none, or if `fresh`.
 
-    `ignore`: dotted keys in which two runs may differ (`fresh` itself, say). Raises ValueError for a folder made with
-    other settings, listing them, and for one that is no run folder; both stay as they are.
+    It belongs to this process until that ends. `ignore`: dotted keys in which two runs may differ (`fresh` itself, say).
+    Raises ValueError for a folder made with other settings, listing them, for one that is no run folder, and for one that
+    another process is at work in; all stay as they are.
     """
     folder, new = Path(folder), to_dict(settings)
+    read_config(folder)  # refuses what is no run folder, before one is made
+    folder.mkdir(parents=True, exist_ok=True)
+    lock_run_folder(folder)
     old = read_config(folder)
     if old and not fresh:
         changed = [k for k in diff(old, new) if k not in ignore]
@@ -191,7 +210,6 @@ def claim_run_folder(folder: Path, settings, fresh: bool = False, ignore: tuple[
         if lines: raise ValueError("\n".join([f"{folder} was made with other settings:", *lines,
                                               "take another name, or start it anew with --fresh"]))
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
     if old is not None: empty_run_folder(folder)
     write_json(folder / "config.json", new)
     return folder
