@@ -18,9 +18,9 @@ from solutions.settings import EvaluateSettings, command
 from solutions.train import Clock
 from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, load_controller, memories,
                                     save_controller, summary)
-from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, Restless, Runner, calibrate, done_logits, doom_sections, dream_on, film, fire, play,
+from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, Restless, Runner, calibrate, done_logits, doom_sections, dream_on, film, fire, platt, play,
                               reliability, replay_health, survive, survived)
-from worldmodels.dream import DreamFitness, DreamSettings, Starts, coarsen, done_probability
+from worldmodels.dream import Dream, DreamFitness, DreamSettings, Starts, coarsen, done_probability, require_heads
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
 from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, Policy, collect, require_vizdoom
 from worldmodels.tools import show
@@ -56,8 +56,10 @@ class DoomSettings:
     """τ of the table's rows; the one of `dream` is run first"""
     models: tuple[Literal["TransformerMDN", "ViTWM"], ...] = ("TransformerMDN", "ViTWM")
     """other kinds of M, each at the temperature of `dream` with the first seed"""
+    cheats: tuple[float, ...] = (0.1,)
+    """τ of more rows, with the first seed, whose dreams end by threshold, as the paper's do"""
     cells: int = 0
-    """cells of the table to run before this start ends; 0 runs all of them"""
+    """cells of the table that this start runs beyond those that have a score; 0 runs all of them"""
     publish: str = ""
     """folder to write weights, a sample and a card to, in the end"""
     collect: CollectSettings = field(default_factory=lambda: CollectSettings(noise="held", max_steps=MAX_TICS))
@@ -77,7 +79,7 @@ class DoomSettings:
     window: int = 500
     """tics of an episode that M sees in one piece"""
     ending: float = 0.0
-    """share of those windows that end where the episode does"""
+    """share of those windows, and of the clips, that end where the episode does"""
     calibrate: bool = False
     """fit scale and shift of done's logit on held-out episodes"""
     iterations: int = 0
@@ -96,7 +98,10 @@ class DoomSettings:
     def __post_init__(self):
         if not self.seeds or not self.temperatures: raise ValueError("seeds and temperatures need at least one value each")
         if not self.holds or min(self.holds) < 1: raise ValueError(f"holds needs at least one number of tics, each at least 1, got {list(self.holds)}")
-        if min(self.temperatures) <= 0: raise ValueError(f"temperatures must be above 0, not {min(self.temperatures)}")
+        for name in ("temperatures", "cheats"):
+            if min(getattr(self, name), default=1) <= 0: raise ValueError(f"{name} must be above 0, not {min(getattr(self, name))}")
+        if self.dream.done == "never": raise ValueError("dream.done must be threshold or sample: a dream in which nobody dies teaches nothing")
+        if self.controller.squash != "tanh": raise ValueError(f"controller.squash must be tanh, for one number from -1 to 1, not {self.controller.squash}")
         for name in ("dynamics", "transformer", "vit_wm"):
             m = getattr(self, name)
             if name != "vit_wm" and self.vae.latent != m.latent:
@@ -114,6 +119,11 @@ class DoomSettings:
         sizes = {"collect.size": self.collect.size, "vae.size": self.vae.size} | ({"vit_wm.size": self.vit_wm.size} if "ViTWM" in self.models else {})
         if set(sizes.values()) != {64}: raise ValueError(f"games are played at 64 pixels, so all sizes must be 64, not {sizes}")
         if not 1 <= self.evaluate.episodes <= len(HELD_OUT): raise ValueError(f"evaluate.episodes must be 1 to {len(HELD_OUT)}, not {self.evaluate.episodes}")
+        if self.evaluate.max_steps != self.dream.max_steps:
+            raise ValueError(f"dream.max_steps is {self.dream.max_steps} and evaluate.max_steps {self.evaluate.max_steps}: the table compares dreams and games "
+                             "that are cut at the same tic")
+        if "ViTWM" in self.models and not 1 <= self.clip <= self.vit_wm.longest:
+            raise ValueError(f"clip must be 1 to {self.vit_wm.longest} steps (vit_wm.longest), not {self.clip}")
         if self.publish and self.dream.temperature not in self.temperatures:
             raise ValueError(f"what is published is the C of dream.temperature, {self.dream.temperature}: temperatures must hold it")
         if max(self.collect.episodes, self.driven) > ROUND or self.iterations > 4:
@@ -190,28 +200,38 @@ def learn_joint(folder: Path, store: RolloutStore, s: DoomSettings, seed: int) -
     """The ViT-WM of `folder`, V and M in one, trained and calibrated unless it is there."""
     if not (folder / "dynamics.safetensors").exists():
         train, held_out = usable(store, s)
-        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, seed, train, done_weight=s.dream.done_weight).cpu()
+        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, seed, train, done_weight=s.dream.done_weight, ending=s.ending).cpu()
         write_json(folder / "m.json", examine(model, encode(folder, model, store), held_out, s, folder))
         WorldModel(model, model).save(folder)
     return WorldModel.load(folder)
 
 
 def examine(model: Dynamics, latents: Latents, held_out: np.ndarray, s: DoomSettings, folder: Path) -> dict:
-    """Calibrates M if asked to; its NLL, what it says about death on held-out episodes, and a figure of that."""
+    """M's NLL, what it says about death on held-out episodes, and a figure of that; then calibrates it on them, if asked to."""
     weight, (logits, died) = s.dream.done_weight, done_logits(model, latents, held_out)
+    said = {"as trained": done_probability(logits, weight)}
     found = {"tics a step": model.action_repeat, "nll": round(float(held_out_nll(model, latents, held_out).mean()), 4), "steps": len(died),
-             "deaths": int(died.sum()), "expected": round(float(done_probability(logits, weight).sum()), 2)}
-    if not 0 < found["deaths"] < found["steps"]: return found
-    lines = {"as trained": logits}
+             "deaths": int(died.sum()), "expected": round(float(said["as trained"].sum()), 2)}
+    second = (torch.arange(len(held_out)) % 2 == 1).repeat_interleave(latents.lengths[held_out])  # the steps of every other episode
+    if not all(0 < int(died[half].sum()) < int(half.sum()) for half in (second, ~second)): return found
     if s.calibrate:
+        said["calibrated on the other half"] = cross_fitted(logits, died, second, weight)
         found["a"], found["b"] = calibrate(model, latents, held_out, weight)
-        lines["calibrated on these episodes"] = done_logits(model, latents, held_out)[0]
-    found["nats a death better than a constant rate"] = {name: gain(done_probability(x, weight), died) for name, x in lines.items()}
-    fig = show.curves({"baseline": ([1e-4, 1], [1e-4, 1])} | {name: honest(done_probability(x, weight), died) for name, x in lines.items()},
+    found["nats a death better than a constant rate"] = {name: gain(p, died) for name, p in said.items()}
+    fig = show.curves({"baseline": ([1e-4, 1], [1e-4, 1])} | {name: honest(p, died) for name, p in said.items()},
                       "M says: dies at this step (probability)", "share that died", log=True)
     fig.axes[0].set(xscale="log")
     fig.savefig(folder / "reliability.png")
     return found
+
+
+def cross_fitted(logits: torch.Tensor, died: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Tensor:
+    """Calibrated probabilities (n,), those of either half, `second` (n,) bool or not, with the a and b that fit the other."""
+    p = torch.empty(len(logits))
+    for half in (second, ~second):
+        a, b = platt(logits[~half], died[~half], weight)
+        p[half] = torch.sigmoid(a * logits[half] + b)
+    return p
 
 
 def gain(p: torch.Tensor, died: torch.Tensor) -> float:
@@ -229,20 +249,33 @@ def honest(p: torch.Tensor, died: torch.Tensor) -> tuple[np.ndarray, np.ndarray]
 
 # One cell of the table: a controller, its dream, the game
 
-def cell(folder: Path, world: WorldModel, latents: Latents, train: np.ndarray, s: DoomSettings, tau: float, seed: int) -> dict:
-    """The controller of one temperature, found in its dream unless it is there, and its scores: dream and game."""
+@dataclass(frozen=True)
+class Cell:
+    """What tells one cell from another; `done` is the rule by which its dreams end, where that is not the one of `dream`."""
+
+    tau: float
+    seed: int
+    model: str = "MDNRNN"
+    done: str = ""
+
+    @property
+    def name(self) -> str: return f"tau-{self.tau:g}" + (f"-{self.done}" if self.done else "")
+
+
+def play_cell(folder: Path, world: WorldModel, latents: Latents, train: np.ndarray, s: DoomSettings, cell: Cell) -> dict:
+    """The controller of one cell, found in its dream unless it is there, and its scores: dream and game."""
     folder.mkdir(exist_ok=True)
     path, starts, repeat = folder / "controller.safetensors", Starts.from_latents(latents, train), world.dynamics.action_repeat
-    dream = lambda tics: replace(s.dream, temperature=tau, max_steps=tics // repeat)
+    dream = lambda tics: replace(s.dream, temperature=cell.tau, done=cell.done or s.dream.done, max_steps=tics // repeat)
     if not path.exists():
         fitness = DreamFitness(world, starts, s.controller, dream(s.evolve.max_steps))
         searched = replace(s.evolve, target_return=s.evolve.target_return / repeat)
-        save_controller(path, s.controller, evolve(fitness, np.zeros(fitness.dimension), searched, folder, seed)[0])
+        save_controller(path, s.controller, evolve(fitness, np.zeros(fitness.dimension), searched, folder, cell.seed)[0])
     params, seeds = load_controller(path)[1], HELD_OUT[:s.evaluate.episodes]
 
     def both() -> dict:
         policy = WorldModelPolicy(world, controllers_for(world, s.controller, params))
-        return {"tau": tau, "seed": seed, "model": type(world.dynamics).__name__,
+        return {"tau": cell.tau, "seed": cell.seed, "model": cell.model, "done": cell.done or s.dream.done,
                 "dream": scored(repeat * DreamFitness(world, starts, s.controller, dream(s.dream.max_steps))(params[None], seeds)[0]),
                 "game": scored(survive(policy, seeds, s.evaluate.max_steps, s.collect.rows))}
     return once(folder / "score.json", both)
@@ -262,7 +295,7 @@ def learn_in_rounds(run: Path, store: RolloutStore, s: DoomSettings, seed: int, 
     folder, short = run / f"seed-{seed}", lambda fit: replace(fit, steps=max(1, round(s.again * fit.steps)))
     world, later = learn(folder, store, s, seed, clock), replace(s, vae_fit=short(s.vae_fit), dynamics_fit=short(s.dynamics_fit))
     for number in range(1, s.iterations + 1):
-        run_cell(folder, world, store, s, s.dream.temperature, seed, clock)
+        run_cell(folder, world, store, s, Cell(s.dream.temperature, seed), clock)
         params = load_controller(folder / f"tau-{s.dream.temperature:g}" / "controller.safetensors")[1]
         new = run / f"seed-{seed}-round-{number}"
         new.mkdir(exist_ok=True)
@@ -272,9 +305,9 @@ def learn_in_rounds(run: Path, store: RolloutStore, s: DoomSettings, seed: int, 
     return world, store
 
 
-def run_cell(folder: Path, world: WorldModel, store: RolloutStore, s: DoomSettings, tau: float, seed: int, clock: Clock) -> dict:
-    found = cell(folder / f"tau-{tau:g}", world, encode(folder, world.vision, store), usable(store, s)[0], s, tau, seed)
-    clock(f"{folder.name}: τ = {tau:g}")
+def run_cell(folder: Path, world: WorldModel, store: RolloutStore, s: DoomSettings, cell: Cell, clock: Clock) -> dict:
+    found = play_cell(folder / cell.name, world, encode(folder, world.vision, store), usable(store, s)[0], s, cell)
+    clock(f"{folder.name}: {cell.name}")
     print("   ".join(f"{where} {found[where]['mean']:.0f} ± {found[where]['sd']:.0f}" for where in ("dream", "game")), flush=True)
     return found
 
@@ -290,60 +323,66 @@ def table(found: list[dict], random: dict, s: DoomSettings) -> str:
     head = "".join(f" dream, seed {seed} | game, seed {seed} |" for seed in s.seeds)
     lines = [f"| τ |{head} paper: dream | paper: game |", "|" + "---|" * (2 * len(s.seeds) + 3)]
     for tau in sorted(s.temperatures):
-        mine = [at(tau=tau, seed=seed, model="MDNRNN") for seed in s.seeds]
+        mine = [at(tau=tau, seed=seed, model="MDNRNN", done=s.dream.done) for seed in s.seeds]
         theirs = [f"{m} ± {sd}" for m, sd in PAPER[tau]] if tau in PAPER else ["", ""]
         lines.append(f"| {tau:g} | " + " | ".join(f"{told(c and c['dream'])} | {told(c and c['game'])}" for c in mine) + f" | {' | '.join(theirs)} |")
 
-    for name in s.models:
-        c = at(model=name)
-        lines.append(f"| {s.dream.temperature:g}, {name} | {told(c and c['dream'])} | {told(c and c['game'])} |" + " |" * (2 * len(s.seeds)))
+    for label, c in [(f"{s.dream.temperature:g}, {name}", at(model=name)) for name in s.models] + [
+            (f"{c.tau:g}, dreams end by {c.done}", at(tau=c.tau, done=c.done)) for c in all_cells(s) if c.done]:
+        lines.append(f"| {label} | {told(c and c['dream'])} | {told(c and c['game'])} |" + " |" * (2 * len(s.seeds)))
     for name, r in random.items():
         lines.append(f"| {BLIND[name]} | | {told(r)} |" + " |" * (2 * len(s.seeds) - 1) + (" 210 ± 108 |" if name == "fresh" else " |"))
     made = sorted({c["generations"] for c in found})
-    limit = f", each of at most {s.evolve.minutes:g} minutes" if s.evolve.minutes else ""
-    return "\n".join(lines) + (f"\n\nMean ± sd of {s.evaluate.episodes} episodes, in tics; games on seeds {HELD_OUT[0]} and up. "
-                               f"Searches of {' to '.join(map(str, made[::max(1, len(made) - 1)]))} generations{limit}.\n")
+    limit = f", ended after the first one past {s.evolve.minutes:g} minutes" if s.evolve.minutes else ""
+    return "\n".join(lines) + (f"\n\nMean ± sd of {s.evaluate.episodes} episodes, in tics, cut at {s.evaluate.max_steps:,}; games on seeds {HELD_OUT[0]} and up. "
+                               f"One search a cell, of {' to '.join(map(str, made[::max(1, len(made) - 1)]))} generations{limit}.\n")
 
 
-def figure(found: list[dict], random: dict, path: Path) -> None:
+def figure(found: list[dict], random: dict, s: DoomSettings, path: Path) -> None:
     """Dream and game against temperature, with the 95 % interval of the mean; the paper's numbers beside them."""
-    mine = sorted((c for c in found if c["model"] == "MDNRNN"), key=lambda c: c["tau"])
+    usual = lambda c: c["model"] == "MDNRNN" and c["done"] == s.dream.done
     columns = {"dream": ("dream", 0), "real": ("game", 1)}
     fig = show.curves({f"paper, {where}": ([*PAPER], [p[k][0] for p in PAPER.values()]) for where, k in columns.values()}, "temperature τ",
-                      "survived (tics)", hline={"random, fresh action": random["fresh"]["mean"]})
+                      "survived (tics; bars: 95 % of the mean)", hline={"random, fresh action": random["fresh"]["mean"]})
     for line, name in zip(fig.axes[0].lines, columns): line.set(color=show.COLORS[name], linestyle=(0, (2, 2)), alpha=0.6)
-    for name, (where, _) in columns.items():
-        for k, seed in enumerate(sorted({c["seed"] for c in mine})):
-            x, y = zip(*((c["tau"], c[where]) for c in mine if c["seed"] == seed))
-            error = [[r["mean"] - r["low"] for r in y], [r["high"] - r["mean"] for r in y]]
-            fig.axes[0].errorbar(x, [r["mean"] for r in y], error, color=show.COLORS[name], marker="o", capsize=3, alpha=0.6**k,
-                                 label=f"{where}, seed {seed}")
-    fig.axes[0].legend(fontsize=8)
+    lines = [(f"seed {seed}", sorted((c for c in found if usual(c) and c["seed"] == seed), key=lambda c: c["tau"]), "o-", 0.6**k)
+             for k, seed in enumerate(sorted({c["seed"] for c in found if usual(c)}))]
+    others = [c for c in found if not usual(c)]
+    lines += [(c["model"] if c["model"] != "MDNRNN" else f"by {c['done']}", [c], marker, 1.0) for c, marker in zip(others, "s^DvPX")]
+    for label, cells, style, alpha in lines:
+        for name, (where, _) in columns.items():
+            r, x = [c[where] for c in cells], [c["tau"] for c in cells]
+            error = [[y["mean"] - y["low"] for y in r], [y["high"] - y["mean"] for y in r]]
+            fig.axes[0].errorbar(x, [y["mean"] for y in r], error, fmt=style, color=show.COLORS[name], capsize=3, alpha=alpha, label=f"{where}, {label}")
+    fig.axes[0].legend(fontsize=7, ncols=2)
     fig.savefig(path)
 
 
-def films(run: Path, folder: Path, world: WorldModel, s: DoomSettings, tau: float, name: str, tics: int = 1050) -> None:
+def films(run: Path, folder: Path, world: WorldModel, s: DoomSettings, cell: Cell, name: str, tics: int = 1050) -> None:
     """NAME-tau-τ-game.mp4, -dream.mp4 and -both.mp4 in `run`: the game beside what V sees, the dream, and both from one first frame."""
-    name = f"{name}-tau-{tau:g}"
+    name, tau, done = f"{name}-tau-{cell.tau:g}", cell.tau, cell.done or s.dream.done
     if (run / f"{name}-both.mp4").exists(): return
-    settings, params = load_controller(folder / f"tau-{tau:g}" / "controller.safetensors")
+    settings, params = load_controller(folder / cell.name / "controller.safetensors")
     tics, repeat = min(tics, s.evaluate.max_steps), world.dynamics.action_repeat
     screens, game = play(world, settings, params, HELD_OUT[0], tics)
     mu, logvar = encode_frames(world.vision, game.frames)
     starts = Starts(torch.from_numpy(mu[:1]), torch.from_numpy(logvar[:1]))
     z, logits = dream_on(world, settings, params, starts, replace(s.dream, temperature=tau, max_steps=tics // repeat), [HELD_OUT[0]])
     dead = logits > 0
-    if s.dream.done == "sample": dead = torch.rand(logits.shape, generator=torch.Generator().manual_seed(0)) < done_probability(logits, s.dream.done_weight)
+    if done == "sample": dead = torch.rand(logits.shape, generator=torch.Generator().manual_seed(0)) < done_probability(logits, s.dream.done_weight)
     dream = decode_frames(world.vision, z[:int(survived(dead)[0]) + 1, 0]).repeat(repeat, 0)
     film(run / f"{name}-game.mp4", {"the game": screens, "what V sees": decode_frames(world.vision, mu)})
     film(run / f"{name}-dream.mp4", {f"a dream, τ = {tau:g}": dream})
     film(run / f"{name}-both.mp4", {"the game": screens, f"the dream, τ = {tau:g}": dream})
 
 
-def all_cells(s: DoomSettings) -> list[tuple[float, int, str]]:
-    """(τ, seed, class of M) of every cell of the table, the most important one first."""
-    order = lambda c: (c[0] != s.dream.temperature, s.seeds.index(c[1]), c[0])
-    return sorted(((t, seed, "MDNRNN") for seed in s.seeds for t in s.temperatures), key=order) + [(s.dream.temperature, s.seeds[0], m) for m in s.models]
+def all_cells(s: DoomSettings) -> list[Cell]:
+    """Every cell of the table, the most important one first."""
+    order = lambda c: (c.tau != s.dream.temperature, s.seeds.index(c.seed), c.tau)
+    first = s.seeds[0]
+    return [*sorted((Cell(tau, seed) for seed in s.seeds for tau in s.temperatures), key=order),
+            *(Cell(s.dream.temperature, first, name) for name in s.models),
+            *(Cell(tau, first, done="threshold") for tau in s.cheats if s.dream.done != "threshold")]
 
 
 def folder_of(run: Path, s: DoomSettings, seed: int, name: str = "MDNRNN") -> Path:
@@ -351,12 +390,15 @@ def folder_of(run: Path, s: DoomSettings, seed: int, name: str = "MDNRNN") -> Pa
     return run / (f"seed-{seed}" + (f"-round-{s.iterations}" if s.iterations else "") + ("" if name == "MDNRNN" else f"-{name}"))
 
 
+def score_of(run: Path, s: DoomSettings, cell: Cell) -> Path: return folder_of(run, s, cell.seed, cell.model) / cell.name / "score.json"
+
+
 def report(run: Path, random: dict, s: DoomSettings) -> None:
     """table.md, table.png and report.json from every cell that has a score by now."""
-    paths = [folder_of(run, s, seed, name) / f"tau-{tau:g}" / "score.json" for tau, seed, name in all_cells(s)]
+    paths = [score_of(run, s, cell) for cell in all_cells(s)]
     found = [json.loads(path.read_text()) | {"generations": len(read_lines(path.with_name("evolution.jsonl")))} for path in paths if path.exists()]
     (run / "table.md").write_text(table(found, random, s))
-    figure(found, random, run / "table.png")
+    figure(found, random, s, run / "table.png")
     write_json(run / "report.json", {
         "environment": TAKE_COVER, "versions": {name: version(name) for name in ("vizdoom", "torch")}, "revision": revision(),
         "command": shlex.join(["python", *sys.orig_argv[1:]]), "seeds": [HELD_OUT[0], HELD_OUT[s.evaluate.episodes - 1]],
@@ -381,6 +423,13 @@ def ship(run: Path, folder: Path, world: WorldModel, s: DoomSettings, to: Path, 
     world.save(fresh, half=True)
     save_controller(fresh / "controller.safetensors", *load_controller(folder / f"tau-{tau:g}" / "controller.safetensors"))
     for name in ("report.json", "table.png"): shutil.copy(run / name, fresh / name)
+    calibrated = (folder / "reliability.png").exists()
+    if calibrated: shutil.copy(folder / "reliability.png", fresh)
+    reliability = """
+*What M says about death, and the share that died, on held-out episodes of the first training seed; an honest M lies on the diagonal.*
+
+![Share of steps that ended in death against the probability that M gave, as trained and calibrated on the other half.](reliability.png)
+"""
     (fresh / "CARD.md").write_text(f"""# Doom, TakeCover: weights and a sample
 
 `vision`, `dynamics` and `controller` are V, M and C of one run, in half precision; C was found at τ = {tau:g}, in the dream alone. `sample` holds
@@ -388,7 +437,13 @@ def ship(run: Path, folder: Path, world: WorldModel, s: DoomSettings, to: Path, 
 
 `{json.loads((run / "report.json").read_text())["command"]}` at revision {revision()}. VizDoom {version("vizdoom")}, torch {version("torch")}.
 
-{(run / "table.md").read_text()}""")
+{(run / "table.md").read_text()}
+## Figures and times
+
+![Tics survived in the dream and in the game against the dream's temperature, the paper's numbers dashed beside them.](table.png)
+{reliability if calibrated else ""}
+Minutes: {", ".join(f"{stage['stage']} {stage['seconds'] / 60:.1f}" for stage in read_lines(run / "stages.jsonl"))}.
+""")
     shutil.rmtree(to, ignore_errors=True)
     fresh.rename(to)
 
@@ -430,6 +485,58 @@ def fire_by_temperature(world: WorldModel, starts: Starts, dream: DreamSettings,
     return means
 
 
+# Exercise 8
+
+class Fading(Dream):
+    """A dream in which nobody is drawn dead: a step pays its reward times the chance of being alive, and it is over where that is below `floor`."""
+
+    floor = 0.05
+
+    def __init__(self, world: WorldModel, starts: Starts, settings: DreamSettings):
+        require_heads(world.dynamics, settings)
+        super().__init__(world, starts, replace(settings, done="never"))
+
+    def go_on(self, z, state, noise):
+        self.alive = torch.ones(len(z))
+        return super().go_on(z, state, noise)
+
+    def step(self, actions):
+        z, reward, _ = super().step(actions)
+        pays = reward * self.alive
+        self.alive = self.alive * (1 - done_probability(self.done_logit, self.settings.done_weight))
+        return z, pays, self.alive < self.floor
+
+    def take(self, rows):
+        self.alive = self.alive[rows]
+        return super().take(rows)
+
+
+class FadingFitness(DreamFitness):
+    """What `DreamFitness` with done by sample says in the mean over all draws of death, but for the last `floor`; `evolve` takes it as well."""
+
+    def __init__(self, world: WorldModel, starts: Starts, controller: ControllerSettings, settings: DreamSettings):
+        super().__init__(world, starts, controller, settings)
+        self.dream = Fading(world, starts, settings)
+
+
+def luck(returns: np.ndarray) -> float:
+    """The sd of one dream that neither the candidate nor the seed explains: returns (P, E) of P candidates on the same E seeds."""
+    rest = returns - returns.mean(1, keepdims=True) - returns.mean(0) + returns.mean()
+    return float(np.sqrt(np.square(rest).sum() / np.prod(np.subtract(returns.shape, 1))))
+
+
+def luck_by_rule(world: WorldModel, starts: Starts, dream: DreamSettings, params: np.ndarray, sigma: float = 0.15, candidates: int = 16,
+                 seeds: range = range(64)) -> dict[str, dict[str, float]]:
+    """Mean return, luck and dreamt steps, of one generation around `params` under either rule."""
+    others = params + sigma * np.random.default_rng(0).normal(size=(candidates, len(params)))
+    found = {}
+    for rule, kind in {"sample": DreamFitness, "fading": FadingFitness}.items():
+        fitness = kind(world, starts, C_DOOM, replace(dream, done="sample"))
+        returns = fitness(others, seeds)
+        found[rule] = {"mean": float(returns.mean()), "luck": luck(returns), "steps": fitness.steps}
+    return found
+
+
 def read_settings(args: list[str]) -> DoomSettings:
     """From flags; `--settings quick` means the section [quick:doom]."""
     names, flags = split_settings(args)
@@ -448,18 +555,21 @@ def main() -> None:
     collect(store, explorer(s), s.collect.episodes, "fast", 0, s.collect.max_steps, s.collect.rows, "random")
     clock("games")
     rounds = {}
-    for tau, seed, name in all_cells(s)[:s.cells or None]:
-        if seed not in rounds: rounds[seed] = learn_in_rounds(run, store, s, seed, clock)
-        world, games = rounds[seed]
-        if name != "MDNRNN": world = other_world(run, name, games, s, seed, clock, world)
-        run_cell(folder_of(run, s, seed, name), world, games, s, tau, seed, clock)
+    missing = [cell for cell in all_cells(s) if not score_of(run, s, cell).exists()]
+    for cell in all_cells(s):
+        if s.cells and cell in missing[s.cells:]: continue
+        if cell.seed not in rounds: rounds[cell.seed] = learn_in_rounds(run, store, s, cell.seed, clock)
+        world, games = rounds[cell.seed]
+        if cell.model != "MDNRNN": world = other_world(run, cell.model, games, s, cell.seed, clock, world)
+        run_cell(folder_of(run, s, cell.seed, cell.model), world, games, s, cell, clock)
         random = once(run / "random.json", lambda: random_players(s))
         clock("players that do not look")
         report(run, random, s)
     for name, r in random.items(): print(f"{BLIND[name]}: {r['mean']:.0f} ± {r['sd']:.0f} tics")
-    (world, _), folder, coldest = rounds[s.seeds[0]], folder_of(run, s, s.seeds[0]), min(s.temperatures)
-    for tau, name in ((s.dream.temperature, "player"), (coldest, "cheat")):
-        if (folder / f"tau-{tau:g}" / "score.json").exists() and (name == "player" or coldest < s.dream.temperature): films(run, folder, world, s, tau, name)
+    (world, _), first = rounds[s.seeds[0]], [cell for cell in all_cells(s) if cell.seed == s.seeds[0] and cell.model == "MDNRNN"]
+    coldest = min(first, key=lambda cell: (not cell.done, cell.tau))  # by threshold, where there is one
+    for name, cell in (("player", first[0]), ("cheat", coldest)):
+        if score_of(run, s, cell).exists() and (name == "player" or cell != first[0]): films(run, folder_of(run, s, cell.seed), world, s, cell, name)
     clock("films")
     if s.publish: ship(run, folder, world, s, Path(s.publish))
     print((run / "table.md").read_text() + f"report, films and weights are in {run}")

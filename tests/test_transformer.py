@@ -506,6 +506,9 @@ def test_clips_follow_the_episodes(tmp_path, last_frame):
     other = next(clips(store, 16, 32, step=40, rewards=-store.steps()["rewards"]))["reward"]
     assert torch.equal(other, -next(clips(store, 16, 32, step=40))["reward"])
     assert set(next(clips(store, 4, 64, episodes=[2]))["frames"][:, 0, 0, 0, 0].tolist()) == {2}
+    some, all_ = next(clips(store, 16, 400, ending=0.3)), next(clips(store, 16, 32, ending=1.0))
+    ends = lambda batch: batch["reward"].amax(1) == torch.from_numpy(store.frame_counts)[batch["frames"][:, 0, 0, 0, 0].long()] - 2
+    assert ends(all_).all() and 0.25 < ends(some).float().mean() < 0.45
     for wrong in (dict(episodes=[]), dict(length=0), dict(batch=0)):
         with pytest.raises(ValueError, match="at least 1 episode"): next(clips(store, **dict(length=16, batch=4) | wrong))
 

@@ -555,10 +555,11 @@ class ClipLoss(nn.Module):
 
 # %% ../nbs/03_transformer.ipynb #0513400d
 def clips(store: RolloutStore, length: int, batch: int, seed: int = 0, step: int = 0,
-          episodes: Sequence[int] | None = None, rewards: np.ndarray | None = None) -> Iterator[dict]:
+          episodes: Sequence[int] | None = None, rewards: np.ndarray | None = None, ending: float = 0.0) -> Iterator[dict]:
     """Random clips of `length` steps from `episodes` (default all); batch k is a function of (seed, k), from k = `step` on.
 
-    `rewards` (steps of the store) are taken in place of the store's own, if given.
+    `rewards` (steps of the store) are taken in place of the store's own, if given. `ending`: a share of clips that end where their
+    episode does; without it, a step in the middle of an episode is in `length` clips, and its last in a single one.
     Yields frames (batch, length + 1, size, size, 3) uint8, and a, reward, terminated, restart, mask (batch, length, …) as
     chapter 02's `windows`. Raises ValueError without an episode.
     """
@@ -573,14 +574,16 @@ def clips(store: RolloutStore, length: int, batch: int, seed: int = 0, step: int
         steps = steps | {"rewards": rewards}
     ends = np.maximum(lengths[episodes] - length + 1, 1).cumsum()  # clips that fit in each; a short episode gives one
     for k in count(step):
-        pick = np.random.default_rng(step_seed(seed, k)).integers(ends[-1], size=batch)
-        e = np.searchsorted(ends, pick, side="right")
-        t = (pick - np.r_[0, ends][e])[:, None] + np.arange(length + 1)  # (batch, length + 1)
-        e, last = episodes[e], lengths[episodes[e]][:, None]
+        rng = np.random.default_rng(step_seed(seed, k))
+        pick = rng.integers(ends[-1], size=batch)
+        i = np.searchsorted(ends, pick, side="right")
+        e, last = episodes[i], lengths[episodes[i]]
+        begin = np.where(rng.random(batch) < ending, np.maximum(last - length, 0), pick - np.r_[0, ends][i])
+        t, last = begin[:, None] + np.arange(length + 1), last[:, None]  # (batch, length + 1), (batch, 1)
         at = first[e][:, None] + np.minimum(t[:, :-1], last - 1)
         rows = dict(a=steps["actions"][at], reward=steps["rewards"][at], terminated=steps["terminated"][at],
                     restart=t[:, :-1] == 0, mask=t[:, :-1] < last)
-        frames = np.stack([read_clip(store, i, begin, length, n) for i, begin, n in zip(e, t[:, 0], last[:, 0])])
+        frames = np.stack([read_clip(store, i, begin, length, n) for i, begin, n in zip(e, begin, last[:, 0])])
         yield {name: torch.from_numpy(x) for name, x in ({"frames": frames} | rows).items()}
 
 def read_clip(store: RolloutStore, i: int, begin: int, length: int, steps: int) -> np.ndarray:
@@ -591,11 +594,11 @@ def read_clip(store: RolloutStore, i: int, begin: int, length: int, steps: int) 
 # %% ../nbs/03_transformer.ipynb #445da670
 def train_vit_wm(store: RolloutStore, settings: ViTWMSettings, training: FitSettings, length: int = 16, folder=None,
                  seed: int = 0, episodes: Sequence[int] | None = None, start: ViTWM | None = None,
-                 rewards: np.ndarray | None = None, done_weight: float = 10.0) -> ViTWM:
+                 rewards: np.ndarray | None = None, done_weight: float = 10.0, ending: float = 0.0) -> ViTWM:
     """Train V and M at once, on clips of `length` steps, from the weights of `start` if given; resumes in `folder`.
 
-    `rewards` as in `clips`. Warns where the settings' context is longer than a clip: at the wheel it would meet distances that
-    it never saw. Raises ValueError where the store, or the length, does not fit the settings.
+    `rewards` and `ending` as in `clips`. Warns where the settings' context is longer than a clip: at the wheel it would meet
+    distances that it never saw. Raises ValueError where the store, or the length, does not fit the settings.
     """
     if (store.size, store.action_dim) != (settings.size, settings.action_dim):
         raise ValueError(f"{store.path} holds frames of {store.size} pixels and {store.action_dim} numbers an action, "
@@ -606,6 +609,6 @@ def train_vit_wm(store: RolloutStore, settings: ViTWMSettings, training: FitSett
     torch.manual_seed(seed)
     model = ViTWM(settings)
     if start is not None: model.load_state_dict(start.state_dict())
-    batches = lambda seed, step: clips(store, length, training.batch, seed, step, episodes, rewards)
+    batches = lambda seed, step: clips(store, length, training.batch, seed, step, episodes, rewards, ending)
     fit(ClipLoss(model, done_weight), batches, lambda joint, batch: joint(batch), training, folder, "vit_wm", seed)
     return model.eval()
