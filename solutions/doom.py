@@ -20,9 +20,9 @@ from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldMod
                                     save_controller, summary)
 from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, Restless, Runner, calibrate, done_logits, doom_sections, dream_on, film, fire, platt, play,
                               reliability, replay_health, survive, survived)
-from worldmodels.dream import Dream, DreamFitness, DreamSettings, Starts, coarsen, done_probability, require_heads
+from worldmodels.dream import Dream, DreamFitness, DreamSettings, Starts, coarsen, done_probability, ends, require_heads
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
-from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, Policy, collect, require_vizdoom
+from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, Policy, collect, make_envs, record, require_vizdoom
 from worldmodels.tools import show
 from worldmodels.tools.settings import claim_run_folder, load, split_settings, write_json
 from worldmodels.tools.store import RolloutStore
@@ -358,19 +358,23 @@ def figure(found: list[dict], random: dict, s: DoomSettings, path: Path) -> None
     fig.savefig(path)
 
 
+def lives(logits: torch.Tensor, dream: DreamSettings) -> torch.Tensor:
+    """Steps that n players live, (n,), whose done logits are (steps, n), by the rule of `dream`."""
+    return survived(ends(logits, dream, lambda: torch.rand(logits.shape, generator=torch.Generator().manual_seed(0))))
+
+
 def films(run: Path, folder: Path, world: WorldModel, s: DoomSettings, cell: Cell, name: str, tics: int = 1050) -> None:
     """NAME-tau-τ-game.mp4, -dream.mp4 and -both.mp4 in `run`: the game beside what V sees, the dream, and both from one first frame."""
-    name, tau, done = f"{name}-tau-{cell.tau:g}", cell.tau, cell.done or s.dream.done
+    name, tau = f"{name}-tau-{cell.tau:g}", cell.tau
     if (run / f"{name}-both.mp4").exists(): return
     settings, params = load_controller(folder / cell.name / "controller.safetensors")
     tics, repeat = min(tics, s.evaluate.max_steps), world.dynamics.action_repeat
     screens, game = play(world, settings, params, HELD_OUT[0], tics)
     mu, logvar = encode_frames(world.vision, game.frames)
     starts = Starts(torch.from_numpy(mu[:1]), torch.from_numpy(logvar[:1]))
-    z, logits = dream_on(world, settings, params, starts, replace(s.dream, temperature=tau, max_steps=tics // repeat), [HELD_OUT[0]])
-    dead = logits > 0
-    if done == "sample": dead = torch.rand(logits.shape, generator=torch.Generator().manual_seed(0)) < done_probability(logits, s.dream.done_weight)
-    dream = decode_frames(world.vision, z[:int(survived(dead)[0]) + 1, 0]).repeat(repeat, 0)
+    dreaming = replace(s.dream, temperature=tau, done=cell.done or s.dream.done, max_steps=tics // repeat)
+    z, logits = dream_on(world, settings, params, starts, dreaming, [HELD_OUT[0]])
+    dream = decode_frames(world.vision, z[:int(lives(logits, dreaming)[0]) + 1, 0]).repeat(repeat, 0)
     film(run / f"{name}-game.mp4", {"the game": screens, "what V sees": decode_frames(world.vision, mu)})
     film(run / f"{name}-dream.mp4", {f"a dream, τ = {tau:g}": dream})
     film(run / f"{name}-both.mp4", {"the game": screens, f"the dream, τ = {tau:g}": dream})
@@ -474,15 +478,35 @@ def health_in_memory(world: WorldModel, store: RolloutStore, latents: Latents) -
 
 # Exercise 7
 
-def fire_by_temperature(world: WorldModel, starts: Starts, dream: DreamSettings, temperatures: tuple[float, ...], seeds: range) -> dict[float, float]:
-    """Mean share of glowing pixels in the dreams of a player that stands still, for each τ."""
-    still = np.zeros(controllers_for(world, C_DOOM).dimension)
-    means = {}
+class Still(Policy):
+    """Stands where it is."""
+
+    name = "still"
+
+    def act(self, frames, rows): return np.zeros((len(rows), 1), np.float32)
+
+
+def by_age(fires: list[np.ndarray], every: int) -> list[float]:
+    """Means over the steps 0 to `every` - 1, and so on, of those that still live there: `fires` holds an array for every life."""
+    return [float(np.concatenate([f[k:k + every] for f in fires]).mean()) for k in range(0, max(map(len, fires)), every)]
+
+
+def fire_by_temperature(world: WorldModel, starts: Starts, dream: DreamSettings, temperatures: tuple[float, ...], seeds: range,
+                        every: int = 25) -> dict[float | str, list[float]]:
+    """Mean share of glowing pixels at each age, in groups of `every` steps of M, around a player that stands still.
+
+    In the dreams of each τ, and, as "game", in games of as many tics, coded and decoded by the same V.
+    """
+    still, repeat, found = np.zeros(controllers_for(world, C_DOOM).dimension), world.dynamics.action_repeat, {}
     for tau in temperatures:
-        z, logits = dream_on(world, C_DOOM, still, starts, replace(dream, temperature=tau), seeds)
-        lived = survived(logits > 0)
-        means[tau] = float(np.mean([fire(decode_frames(world.vision, z[:int(n) + 1, i])).mean() for i, n in enumerate(lived)]))
-    return means
+        warm = replace(dream, temperature=tau)
+        z, logits = dream_on(world, C_DOOM, still, starts, warm, seeds)
+        found[tau] = by_age([fire(decode_frames(world.vision, z[:int(n) + 1, i])) for i, n in enumerate(lives(logits, warm))], every)
+    envs = make_envs(TAKE_COVER, list(seeds), world.vision.size)
+    try: games = record(envs, Still(), dream.max_steps * repeat)
+    finally: envs.close()
+    found["game"] = by_age([fire(decode_frames(world.vision, torch.from_numpy(encode_frames(world.vision, e.frames[::repeat])[0]))) for e in games], every)
+    return found
 
 
 # Exercise 8
@@ -549,7 +573,7 @@ def main() -> None:
     show.use_style()
     if s.publish and Path(s.publish).exists() and not (Path(s.publish) / "CARD.md").exists():
         raise ValueError(f"{s.publish} exists and has no CARD.md, so this did not write it: it is left alone")
-    run = claim_run_folder(Path(s.run), s, s.fresh, ignore=("fresh", "run", "cells", "publish", "seeds", "temperatures", "models"))
+    run = claim_run_folder(Path(s.run), s, s.fresh, ignore=("fresh", "run", "cells", "publish", "seeds", "temperatures", "models", "cheats"))
     clock = Clock(run)
     store = RolloutStore.create(run / "store", TAKE_COVER, s.collect.size, 1)
     collect(store, explorer(s), s.collect.episodes, "fast", 0, s.collect.max_steps, s.collect.rows, "random")
@@ -571,7 +595,7 @@ def main() -> None:
     for name, cell in (("player", first[0]), ("cheat", coldest)):
         if score_of(run, s, cell).exists() and (name == "player" or cell != first[0]): films(run, folder_of(run, s, cell.seed), world, s, cell, name)
     clock("films")
-    if s.publish: ship(run, folder, world, s, Path(s.publish))
+    if s.publish: ship(run, folder_of(run, s, s.seeds[0]), world, s, Path(s.publish))
     print((run / "table.md").read_text() + f"report, films and weights are in {run}")
 
 

@@ -514,9 +514,16 @@ def test_a_linear_fit_scores_one_on_a_line():
     assert solution.r_squared(x, torch.randn(500, generator=torch.Generator().manual_seed(1)), train) < 0.1
 
 
-def test_fire_is_measured_for_each_temperature(world):
-    found = solution.fire_by_temperature(world, Starts(torch.zeros(2, 8), torch.zeros(2, 8)), DreamSettings(max_steps=5, reward="alive"), (0.5, 1.0), range(2))
-    assert [*found] == [0.5, 1.0] and all(0 <= v <= 1 for v in found.values())
+def test_fire_is_measured_for_each_temperature_and_in_the_game(world):
+    starts, settings = Starts(torch.zeros(2, 8), torch.zeros(2, 8)), DreamSettings(max_steps=5, reward="alive", done="never")
+    found = solution.fire_by_temperature(world, starts, settings, (0.5, 1.0), range(2), every=4)
+    assert [*found] == [0.5, 1.0, "game"] and all(len(v) == 2 and 0 <= min(v) and max(v) <= 1 for v in found.values())
+
+
+def test_ages_are_compared_among_those_who_live():
+    assert solution.by_age([np.array([0.0, 1, 1, 1]), np.array([0.0, 2])], 2) == [0.75, 1.0]
+    logits = torch.tensor([[-9.0, -9], [-9, 9], [9, -9]])
+    assert solution.lives(logits, DreamSettings(done="threshold")).tolist() == [3, 2] and solution.lives(logits, DreamSettings(done="never")).tolist() == [3, 3]
 
 
 def test_a_fading_dream_pays_what_drawn_deaths_pay_in_the_mean(world):
