@@ -218,7 +218,7 @@ def examine(model: Dynamics, latents: Latents, held_out: np.ndarray, s: DoomSett
         said["calibrated on the other half"] = cross_fitted(logits, died, second, weight)
         found["a"], found["b"] = calibrate(model, latents, held_out, weight)
     found["nats a death better than a constant rate"] = {name: gain(p, died) for name, p in said.items()}
-    fig = show.curves({"baseline": ([1e-4, 1], [1e-4, 1])} | {name: honest(p, died) for name, p in said.items()},
+    fig = show.curves({"honest": ([1e-4, 1], [1e-4, 1])} | {name: honest(p, died) for name, p in said.items()},
                       "M says: dies at this step (probability)", "share that died", log=True)
     fig.axes[0].set(xscale="log")
     fig.savefig(folder / "reliability.png")
@@ -429,6 +429,8 @@ def ship(run: Path, folder: Path, world: WorldModel, s: DoomSettings, to: Path, 
     for name in ("report.json", "table.png"): shutil.copy(run / name, fresh / name)
     calibrated = (folder / "reliability.png").exists()
     if calibrated: shutil.copy(folder / "reliability.png", fresh)
+    minutes = {}
+    for stage in read_lines(run / "stages.jsonl"): minutes[stage["stage"]] = minutes.get(stage["stage"], 0) + stage["seconds"] / 60
     reliability = """
 *What M says about death, and the share that died, on held-out episodes of the first training seed; an honest M lies on the diagonal.*
 
@@ -446,7 +448,7 @@ def ship(run: Path, folder: Path, world: WorldModel, s: DoomSettings, to: Path, 
 
 ![Tics survived in the dream and in the game against the dream's temperature, the paper's numbers dashed beside them.](table.png)
 {reliability if calibrated else ""}
-Minutes: {", ".join(f"{stage['stage']} {stage['seconds'] / 60:.1f}" for stage in read_lines(run / "stages.jsonl"))}.
+Minutes: {", ".join(f"{name} {m:.1f}" for name, m in minutes.items() if m >= 0.05)}.
 """)
     shutil.rmtree(to, ignore_errors=True)
     fresh.rename(to)

@@ -453,7 +453,7 @@ def test_a_round_adds_the_players_own_games(whole, tmp_path):
     shipped = tmp_path / "shipped"
     WorldModel.load(shipped)
     card = (shipped / "CARD.md").read_text()
-    assert RolloutStore(shipped / "sample").nbytes < 3e6 and "found at τ = 1.15" in card and "0.1, dreams end by threshold" in card and "games 0." in card
+    assert RolloutStore(shipped / "sample").nbytes < 3e6 and "found at τ = 1.15" in card and "0.1, dreams end by threshold" in card and "Minutes: " in card
 
 
 @pytest.mark.parametrize("flags, message", [
