@@ -354,7 +354,8 @@ def figure(found: list[dict], random: dict, s: DoomSettings, path: Path) -> None
             r, x = [c[where] for c in cells], [c["tau"] for c in cells]
             error = [[y["mean"] - y["low"] for y in r], [y["high"] - y["mean"] for y in r]]
             fig.axes[0].errorbar(x, [y["mean"] for y in r], error, fmt=style, color=show.COLORS[name], capsize=3, alpha=alpha, label=f"{where}, {label}")
-    fig.axes[0].legend(fontsize=7, ncols=2)
+    fig.set_size_inches(7.2, 4.4)
+    fig.axes[0].legend(fontsize=7, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     fig.savefig(path)
 
 
