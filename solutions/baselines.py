@@ -23,8 +23,8 @@ from worldmodels.baselines import load_ppo, on_road, paired, random_search, time
 from worldmodels.controller import (ControllerSettings, EvolveSettings, RealFitness, WorldModelPolicy, controllers_for, evolve, load_controller,
                                     save_controller, score_policy, summary)
 from worldmodels.doom import C_DOOM, TAKE_COVER, Runner, survive
-from worldmodels.dream import GAMES, DreamFitness, Starts
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, horizon_error, stretches, train_dynamics, whole_episodes
+from worldmodels.dream import GAMES, DreamFitness, InitialStates
+from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, horizon_error, segments, train_dynamics, whole_episodes
 from worldmodels.rollouts import HELD_OUT, VALIDATION, NoisePolicy, Policy, RoadFollower, collect, make_envs, require_vizdoom
 from worldmodels.tools import show
 from worldmodels.tools.importers import ImportSettings, ends, naming, shrink
@@ -132,7 +132,7 @@ def record_data(folder: Path, policy: str, s: StudySettings, cells: Cells) -> di
         drive_frames(store, NoisePolicy("brownian", s.length), s.frames // 2, s.length, 0, "brownian")
         before = cells.folder / "data-brownian-c"
         world, controller = WorldModel.load(before), load_controller(before / "controller.safetensors")
-        driver = WorldModelPolicy(world, controllers_for(world, *controller), swerve=0.3)
+        driver = WorldModelPolicy(world, controllers_for(world, *controller), action_noise=0.3)
         drive_frames(store, driver, s.frames, s.length, 20_000, "controller")
     else: drive_frames(store, NoisePolicy(policy, s.length), s.frames, s.length, 0, policy)
     chosen = needed(store, s.frames)
@@ -198,10 +198,10 @@ def measure_m(folder: Path, cells: Cells, policy: str, seed: int, s: StudySettin
                for i, (z, a) in zip(everything, whole_episodes(latents, everything))]
     context, horizon = min(50, s.test_steps // 6), min(100, s.test_steps // 3)
     dream, kept = horizon_error(model, latents, everything, context, horizon)
-    straight = road[stretches(latents, everything, context + horizon)][:, context:].float().mean(1) > 0.9
+    straight = road[segments(latents, everything, context + horizon)][:, context:].float().mean(1) > 0.9
     mean = lambda x: float(x[straight].mean()) if straight.any() else None
     return {"nll": float(torch.cat(nll).mean()), "open_loop": mean(dream), "kept": mean(kept), "context": context, "horizon": horizon,
-            "stretches": int(straight.sum())}
+            "segments": int(straight.sum())}
 
 
 def search_on(cells: Cells, policy: str, s: StudySettings) -> dict:
@@ -382,7 +382,7 @@ def doom_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
     """Tics survived, in the dream and in the game, by what is left when one part is taken away; and by players that do not look."""
     world, seeds = WorldModel.load(s.doom), HELD_OUT[:s.doom_evaluate.episodes]
     repeat, first = world.dynamics.action_repeat, make_envs(TAKE_COVER, VALIDATION[:32])
-    starts = Starts(*map(torch.from_numpy, encode_frames(world.vision, first.reset())))
+    starts = InitialStates(*map(torch.from_numpy, encode_frames(world.vision, first.reset())))
     first.close()
     dreaming = replace(GAMES["TakeCover"].settings, max_steps=s.doom_evolve.max_steps // repeat)
     of = lambda tics: summary(tics) | {"returns": [int(t) for t in tics]}

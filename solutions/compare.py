@@ -13,12 +13,12 @@ import torch
 from matplotlib.figure import Figure
 
 from solutions.evaluate import revision
-from solutions.measures import Stretches, dream_rate, explained, interval, select, teacher_forced, used_parameters
+from solutions.measures import Segments, dream_rate, explained, interval, select, teacher_forced, used_parameters
 from solutions.mdn_rnn import encode
 from solutions.settings import M_FIELDS, CompareSettings, command
 from solutions.transformer import smoothed_rewards
 from worldmodels.controller import ControllerSettings, RealFitness, evolve, save_controller, score, summary
-from worldmodels.dream import smooth
+from worldmodels.dream import smooth_rewards
 from worldmodels.mdn_rnn import dynamics_loss, held_out_nll, linear_nll, noise_nll, repeat_nll, train_dynamics, windows
 from worldmodels.rollouts import HELD_OUT, choose_backend
 from worldmodels.tools.settings import claim_run_folder, load, write_json
@@ -35,7 +35,7 @@ INK = dict(zip(NAMES, [*OTHER_COLORS, COLORS["held-out"]]))
 
 
 @dataclass
-class Ground:
+class CompareData:
     """What all rows stand on."""
 
     vision: Vision
@@ -55,18 +55,18 @@ def open_source(source: Path) -> tuple[Vision, RolloutStore]:
     return load_model(source / "vision.safetensors", Vision), RolloutStore(source / "store")
 
 
-def ground(folder: Path, source: Path, vision: Vision, store: RolloutStore, s: CompareSettings) -> Ground:
+def ground(folder: Path, source: Path, vision: Vision, store: RolloutStore, s: CompareSettings) -> CompareData:
     """The source's episodes as latents, split; a ValueError where the source is not what the comparison began with."""
     facts = {"episodes": len(store), "frames": store.n_frames, "vision": hashlib.sha256((source / "vision.safetensors").read_bytes()).hexdigest()}
     known = folder / "source.json"
     if not known.exists(): write_json(known, facts)
     if (old := json.loads(known.read_text())) != facts:
         raise ValueError(f"{source} is not what {folder} began with ({old} then, {facts} now): take another --run, or --fresh")
-    latents = smooth(encode(source if (source / "latents.safetensors").exists() else folder, vision, store))
+    latents = smooth_rewards(encode(source if (source / "latents.safetensors").exists() else folder, vision, store))
     if len(latents) != len(store): raise ValueError(f"{source} has {len(store)} episodes and latents of {len(latents)}: is the run still going on?")
     train, names = store.split()
     names = names[:s.episodes]
-    return Ground(vision, store, latents, train, names, select(latents, names))
+    return CompareData(vision, store, latents, train, names, select(latents, names))
 
 
 def once(path: Path, make: Callable[[], dict]) -> dict:
@@ -95,7 +95,7 @@ def pace(model, batches: Callable, loss: Callable, training: FitSettings, second
 def make_m(s: CompareSettings, row: str) -> Dynamics: return registered(FROZEN[row])[0](getattr(s, row))
 
 
-def train_frozen(folder: Path, s: CompareSettings, g: Ground, row: str, seed: int, steps: int) -> Dynamics:
+def train_frozen(folder: Path, s: CompareSettings, g: CompareData, row: str, seed: int, steps: int) -> Dynamics:
     """The M of a row on the frozen V, trained unless it is there."""
     here, training = folder / f"{row}-{seed}", replace(s.fit, steps=steps)
     here.mkdir(exist_ok=True)
@@ -119,25 +119,25 @@ def curve(folder: Path, each: float) -> dict:
     return {"seconds": [round(each * x[-1]["step"], 2) for x in groups], "nll": [round(float(np.mean([line["nll"] for line in x])), 4) for x in groups]}
 
 
-def measure(model: Dynamics, world: WorldModel, held: Latents, places: Stretches, s: CompareSettings) -> dict:
+def measure(model: Dynamics, world: WorldModel, held: Latents, places: Segments, s: CompareSettings) -> dict:
     """Everything about an M but its training and its car."""
     return {"nll": held_out_nll(model, held, range(len(held))).tolist(), "dream_steps_per_s": round(dream_rate(model, s.worlds)),
             **teacher_forced(model, held), **places.errors(world)}
 
 
-def frozen_row(folder: Path, s: CompareSettings, g: Ground, row: str, seed: int) -> dict:
+def frozen_row(folder: Path, s: CompareSettings, g: CompareData, row: str, seed: int) -> dict:
     """One training of one M on the frozen V, and what it is worth."""
     batches = lambda seed, step: windows(g.latents, g.train, s.window, s.fit.batch, seed, step)
     paced = once(folder / "rows" / f"{row}.pace.json", lambda: pace(make_m(s, row), batches, dynamics_loss, s.fit, s.seconds))
     model = train_frozen(folder, s, g, row, seed, paced["steps"])
     here, each = folder / f"{row}-{seed}", paced["seconds_an_update"]
-    places = Stretches(g.store, g.held, g.names, s.context, s.horizon)
+    places = Segments(g.store, g.held, g.names, s.context, s.horizon)
     return {"row": row, "seed": seed, "updates": paced["steps"], "seconds": took(here / "model.safetensors"),
             "parameters": used_parameters(make_m(s, row), next(batches(0, 0))), "training_steps_per_s": round(s.fit.batch * s.window / each),
             "curve": curve(here, each), **measure(model, WorldModel(g.vision, model), g.held, places, s)}
 
 
-def joint_world(folder: Path, s: CompareSettings, g: Ground) -> WorldModel:
+def joint_world(folder: Path, s: CompareSettings, g: CompareData) -> WorldModel:
     """The joint ViT-WM, trained unless it is there."""
     rewards = smoothed_rewards(g.store)
     here, batches = folder / "joint-0", lambda seed, step: clips(g.store, s.clip, s.joint_fit.batch, seed, step, g.train, rewards)
@@ -151,24 +151,24 @@ def joint_world(folder: Path, s: CompareSettings, g: Ground) -> WorldModel:
     return WorldModel.load(here)
 
 
-def joint_row(folder: Path, s: CompareSettings, g: Ground) -> dict:
+def joint_row(folder: Path, s: CompareSettings, g: CompareData) -> dict:
     """The joint ViT-WM. Its NLL and its error of z are in units of its own latent space: comparable with nobody's."""
     world, here = joint_world(folder, s, g), folder / "joint-0"
     paced = json.loads((folder / "rows" / "joint.pace.json").read_text())
-    held, each = smooth(encode_store(world.vision, g.store, g.names)), paced["seconds_an_update"]
-    places = Stretches(g.store, held, g.names, s.context, s.horizon)
+    held, each = smooth_rewards(encode_store(world.vision, g.store, g.names)), paced["seconds_an_update"]
+    places = Segments(g.store, held, g.names, s.context, s.horizon)
     return {"row": "joint", "seed": 0, "updates": paced["steps"], "seconds": took(here / "vision.safetensors"),
             "parameters": sum(p.numel() for p in world.vision.parameters()), "training_steps_per_s": round(s.joint_fit.batch * s.clip / each),
             "curve": curve(here, each), **measure(world.dynamics, world, held, places, s),
             "reconstruction": places.baselines(world)["reconstruction"]}
 
 
-def baseline_row(s: CompareSettings, g: Ground) -> dict:
+def baseline_row(s: CompareSettings, g: CompareData) -> dict:
     """What the Ms on the frozen V are measured against."""
     every = range(len(g.held))
     anyone = WorldModel(g.vision, make_m(s, "dynamics"))  # its dreams are not used
     return {"repeat": repeat_nll(g.latents, g.train, g.names).tolist(), "linear": linear_nll(g.latents, g.train, g.names).tolist(),
-            "noise": noise_nll(g.held, every).tolist(), **Stretches(g.store, g.held, g.names, s.context, s.horizon).baselines(anyone)}
+            "noise": noise_nll(g.held, every).tolist(), **Segments(g.store, g.held, g.names, s.context, s.horizon).baselines(anyone)}
 
 
 def controller_row(folder: Path, s: CompareSettings, row: str, world: WorldModel) -> dict:
@@ -181,7 +181,7 @@ def controller_row(folder: Path, s: CompareSettings, row: str, world: WorldModel
             "environment": choose_backend("fast"), **summary(returns), "returns": [round(float(r), 1) for r in returns]}
 
 
-def world_of(folder: Path, g: Ground, row: str) -> WorldModel:
+def world_of(folder: Path, g: CompareData, row: str) -> WorldModel:
     if row == "joint": return WorldModel.load(folder / "joint-0")
     return WorldModel(g.vision, load_model(folder / f"{row}-0" / "model.safetensors", Dynamics))
 
@@ -221,16 +221,16 @@ def verdict(difference: dict, better: str, worse: str) -> str:
 def claims(lines: dict[str, dict], horizons: list[int]) -> list[str]:
     """What the intervals of the differences from the LSTM support, one sentence a row and measure."""
     said = []
-    told = lambda d, digits: f"{d['mean']:+.{digits}f} ({d['low']:+.{digits}f} to {d['high']:+.{digits}f})"
+    difference = lambda d, digits: f"{d['mean']:+.{digits}f} ({d['low']:+.{digits}f} to {d['high']:+.{digits}f})"
     for line in list(lines.values())[1:]:
-        if d := line["nll_minus_lstm"]: said.append(f"{line['name']}: NLL {told(d, 4)} nats a dimension against the LSTM: {verdict(d, 'better', 'worse')}.")
+        if d := line["nll_minus_lstm"]: said.append(f"{line['name']}: NLL {difference(d, 4)} nats a dimension against the LSTM: {verdict(d, 'better', 'worse')}.")
         for name, unit in ("latent", "V's sd"), ("pixels", "grey levels"):
             if d := line[f"{name}_minus_lstm"][horizons[-1]]:
-                said.append(f"{line['name']}: open-loop error after {horizons[-1]} steps {told(d, 2)} {unit}: {verdict(d, 'smaller', 'larger')}.")
+                said.append(f"{line['name']}: open-loop error after {horizons[-1]} steps {difference(d, 2)} {unit}: {verdict(d, 'smaller', 'larger')}.")
     lstm = next(iter(lines.values()))["car"]["returns"]
     for line in list(lines.values())[1:]:
         d = interval([line["car"]["returns"]], [lstm])
-        said.append(f"{line['name']}: its one C, from one search, drove {told(d, 0)} against the LSTM's on the same tracks: "
+        said.append(f"{line['name']}: its one C, from one search, drove {difference(d, 0)} against the LSTM's on the same tracks: "
                     f"{verdict({'low': -d['high'], 'high': -d['low']}, 'better', 'worse')}.")
     said.append("One search a row says little about an M: another search with the same M gives another C.")
     return said
@@ -315,7 +315,7 @@ def draw(report: dict, raw: dict[str, list[dict]], baseline: dict) -> Figure:
     return fig
 
 
-def assemble(s: CompareSettings, g: Ground, raw: dict[str, list[dict]], baseline: dict, cars: dict[str, dict]) -> dict:
+def assemble(s: CompareSettings, g: CompareData, raw: dict[str, list[dict]], baseline: dict, cars: dict[str, dict]) -> dict:
     """The report from all rows."""
     horizons = sorted({max(1, s.horizon // 10), max(1, s.horizon // 2), s.horizon})
     lines = {row: summed_up(rows, raw["dynamics"], cars[row], horizons) for row, rows in raw.items()}

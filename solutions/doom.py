@@ -16,11 +16,11 @@ from solutions.mdn_rnn import encode
 from solutions.publish import write_sample
 from solutions.settings import EvaluateSettings, command
 from solutions.train import Clock
-from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, load_controller, memories,
+from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, load_controller, controller_inputs,
                                     save_controller, summary)
-from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, Restless, Runner, calibrate, done_logits, doom_sections, dream_on, film, fire, platt, play,
+from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, RandomHoldPolicy, Runner, calibrate, done_logits, doom_sections, dream_on, film, fire, platt, play,
                               reliability, replay_health, survive, survived)
-from worldmodels.dream import Dream, DreamFitness, DreamSettings, Starts, coarsen, done_probability, ends, require_heads
+from worldmodels.dream import Dream, DreamFitness, DreamSettings, InitialStates, apply_action_repeat, done_probability, require_heads, sample_done
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
 from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, Policy, collect, make_envs, record, require_vizdoom
 from worldmodels.tools import show
@@ -86,7 +86,7 @@ class DoomSettings:
     """rounds in which the player of the last dream plays the game, and V, M and the dream learn from that, too; no score is used"""
     driven: int = 256
     """games that it plays in such a round"""
-    swerve: float = 1.0
+    action_noise: float = 1.0
     """size of the smooth noise added to C's raw output in them"""
     again: float = 0.5
     """updates of V and M in such a round, as a share of the first training's"""
@@ -109,7 +109,7 @@ class DoomSettings:
             if m.action_dim != 1: raise ValueError(f"{name}.action_dim must be 1 (left to right), not {m.action_dim}")
             if not m.done: raise ValueError(f"{name}.done must be true: a dream in which nobody dies teaches nothing")
         if not 0 <= self.ending <= 1: raise ValueError(f"ending is a share from 0 to 1, not {self.ending}")
-        for name in ("shortest", "iterations", "driven", "swerve", "cells"):
+        for name in ("shortest", "iterations", "driven", "action_noise", "cells"):
             if getattr(self, name) < 0: raise ValueError(f"{name} must be 0 or above, not {getattr(self, name)}")
         if self.dream.reward != "alive": raise ValueError("dream.reward must be alive: the game pays 1 a tic, and scores are told in tics")
         for name in ("dynamics", *(["transformer"] if "TransformerMDN" in self.models else [])):
@@ -156,7 +156,7 @@ def random_players(s: DoomSettings) -> dict:
 
 def explorer(s: DoomSettings) -> Policy:
     """The player whose games are recorded first."""
-    return Restless(s.holds, s.collect.max_steps) if s.collect.noise == "held" else NoisePolicy(s.collect.noise, s.collect.max_steps)
+    return RandomHoldPolicy(s.holds, s.collect.max_steps) if s.collect.noise == "held" else NoisePolicy(s.collect.noise, s.collect.max_steps)
 
 
 def usable(store: RolloutStore, s: DoomSettings) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +189,7 @@ def learn_dynamics(folder: Path, vision: Vision, store: RolloutStore, s: DoomSet
         model = MDNRNN(s.dynamics) if name == "MDNRNN" else TransformerMDN(s.transformer)
         if start is not None: model.load_state_dict(start.dynamics.state_dict())
         repeat = model.action_repeat
-        latents = coarsen(encode(folder, vision, store), repeat)
+        latents = apply_action_repeat(encode(folder, vision, store), repeat)
         model = train_dynamics(model, latents, train, s.window // repeat, s.dynamics_fit, folder, seed, ending=s.ending, done_weight=s.dream.done_weight).cpu()
         write_json(folder / "m.json", examine(model, latents, held_out, s, folder))
         save_model(path, model)
@@ -265,7 +265,7 @@ class Cell:
 def play_cell(folder: Path, world: WorldModel, latents: Latents, train: np.ndarray, s: DoomSettings, cell: Cell) -> dict:
     """The controller of one cell, found in its dream unless it is there, and its scores: dream and game."""
     folder.mkdir(exist_ok=True)
-    path, starts, repeat = folder / "controller.safetensors", Starts.from_latents(latents, train), world.dynamics.action_repeat
+    path, starts, repeat = folder / "controller.safetensors", InitialStates.from_latents(latents, train), world.dynamics.action_repeat
     dream = lambda tics: replace(s.dream, temperature=cell.tau, done=cell.done or s.dream.done, max_steps=tics // repeat)
     if not path.exists():
         fitness = DreamFitness(world, starts, s.controller, dream(s.evolve.max_steps))
@@ -281,12 +281,12 @@ def play_cell(folder: Path, world: WorldModel, latents: Latents, train: np.ndarr
     return once(folder / "score.json", both)
 
 
-def grow(old: Path, new: Path, world: WorldModel, params: np.ndarray, s: DoomSettings, number: int) -> RolloutStore:
+def record_round(old: Path, new: Path, world: WorldModel, params: np.ndarray, s: DoomSettings, number: int) -> RolloutStore:
     """The store `new`: all parts of `old`, and games that the player of the last dream has played, with noise on its actions."""
     RolloutStore.create(new, TAKE_COVER, s.collect.size, 1)
     for part in old.glob("*.zip"):
         if not (new / part.name).exists(): os.link(part, new / part.name)  # parts never change
-    policy = WorldModelPolicy(world, controllers_for(world, s.controller, params), s.swerve)
+    policy = WorldModelPolicy(world, controllers_for(world, s.controller, params), s.action_noise)
     return collect(RolloutStore(new), policy, s.driven, "fast", ROUND * number, s.collect.max_steps, s.collect.rows, f"round-{number}")
 
 
@@ -299,7 +299,7 @@ def learn_in_rounds(run: Path, store: RolloutStore, s: DoomSettings, seed: int, 
         params = load_controller(folder / f"tau-{s.dream.temperature:g}" / "controller.safetensors")[1]
         new = run / f"seed-{seed}-round-{number}"
         new.mkdir(exist_ok=True)
-        store = grow(store.path, new / "store", world, params, s, number)
+        store = record_round(store.path, new / "store", world, params, s, number)
         clock(f"{new.name}: games")
         folder, world = new, learn(new, store, later, seed, clock, world)
     return world, store
@@ -314,7 +314,7 @@ def run_cell(folder: Path, world: WorldModel, store: RolloutStore, s: DoomSettin
 
 # What is told in the end
 
-def told(score: dict | None) -> str: return f"{score['mean']:.0f} ± {score['sd']:.0f}" if score else "not run"
+def mean_sd(score: dict | None) -> str: return f"{score['mean']:.0f} ± {score['sd']:.0f}" if score else "not run"
 
 
 def table(found: list[dict], random: dict, s: DoomSettings) -> str:
@@ -325,13 +325,13 @@ def table(found: list[dict], random: dict, s: DoomSettings) -> str:
     for tau in sorted(s.temperatures):
         mine = [at(tau=tau, seed=seed, model="MDNRNN", done=s.dream.done) for seed in s.seeds]
         theirs = [f"{m} ± {sd}" for m, sd in PAPER[tau]] if tau in PAPER else ["", ""]
-        lines.append(f"| {tau:g} | " + " | ".join(f"{told(c and c['dream'])} | {told(c and c['game'])}" for c in mine) + f" | {' | '.join(theirs)} |")
+        lines.append(f"| {tau:g} | " + " | ".join(f"{mean_sd(c and c['dream'])} | {mean_sd(c and c['game'])}" for c in mine) + f" | {' | '.join(theirs)} |")
 
     for label, c in [(f"{s.dream.temperature:g}, {name}", at(model=name)) for name in s.models] + [
             (f"{c.tau:g}, dreams end by {c.done}", at(tau=c.tau, done=c.done)) for c in all_cells(s) if c.done]:
-        lines.append(f"| {label} | {told(c and c['dream'])} | {told(c and c['game'])} |" + " |" * (2 * len(s.seeds)))
+        lines.append(f"| {label} | {mean_sd(c and c['dream'])} | {mean_sd(c and c['game'])} |" + " |" * (2 * len(s.seeds)))
     for name, r in random.items():
-        lines.append(f"| {BLIND[name]} | | {told(r)} |" + " |" * (2 * len(s.seeds) - 1) + (" 210 ± 108 |" if name == "fresh" else " |"))
+        lines.append(f"| {BLIND[name]} | | {mean_sd(r)} |" + " |" * (2 * len(s.seeds) - 1) + (" 210 ± 108 |" if name == "fresh" else " |"))
     made = sorted({c["generations"] for c in found})
     limit = f", ended after the first one past {s.evolve.minutes:g} minutes" if s.evolve.minutes else ""
     return "\n".join(lines) + (f"\n\nMean ± sd of {s.evaluate.episodes} episodes, in tics, cut at {s.evaluate.max_steps:,}; games on seeds {HELD_OUT[0]} and up. "
@@ -361,7 +361,7 @@ def figure(found: list[dict], random: dict, s: DoomSettings, path: Path) -> None
 
 def lives(logits: torch.Tensor, dream: DreamSettings) -> torch.Tensor:
     """Steps that n players live, (n,), whose done logits are (steps, n), by the rule of `dream`."""
-    return survived(ends(logits, dream, lambda: torch.rand(logits.shape, generator=torch.Generator().manual_seed(0))))
+    return survived(sample_done(logits, dream, lambda: torch.rand(logits.shape, generator=torch.Generator().manual_seed(0))))
 
 
 def films(run: Path, folder: Path, world: WorldModel, s: DoomSettings, cell: Cell, name: str, tics: int = 1050) -> None:
@@ -372,7 +372,7 @@ def films(run: Path, folder: Path, world: WorldModel, s: DoomSettings, cell: Cel
     tics, repeat = min(tics, s.evaluate.max_steps), world.dynamics.action_repeat
     screens, game = play(world, settings, params, HELD_OUT[0], tics)
     mu, logvar = encode_frames(world.vision, game.frames)
-    starts = Starts(torch.from_numpy(mu[:1]), torch.from_numpy(logvar[:1]))
+    starts = InitialStates(torch.from_numpy(mu[:1]), torch.from_numpy(logvar[:1]))
     dreaming = replace(s.dream, temperature=tau, done=cell.done or s.dream.done, max_steps=tics // repeat)
     z, logits = dream_on(world, settings, params, starts, dreaming, [HELD_OUT[0]])
     dream = decode_frames(world.vision, z[:int(lives(logits, dreaming)[0]) + 1, 0]).repeat(repeat, 0)
@@ -471,10 +471,10 @@ def health_in_memory(world: WorldModel, store: RolloutStore, latents: Latents) -
     repeat = world.dynamics.action_repeat
     at = [[*range(0, int(n), repeat), int(n)] for n in latents.lengths]  # the tics that M sees
     health = torch.cat([torch.from_numpy(replay_health(e.seed, e.actions)[tics]) for e, tics in zip(store.episodes(), at)])
-    time, latents = torch.tensor(sum(at, []))[:, None].float(), coarsen(latents, repeat)
+    time, latents = torch.tensor(sum(at, []))[:, None].float(), apply_action_repeat(latents, repeat)
     known = torch.zeros(len(health), dtype=torch.bool)
     for i in store.split()[0]: known[latents.episode(int(i))] = True
-    seen = memories(world, latents)
+    seen = controller_inputs(world, latents)
     return {"tic": r_squared(time, health, known), "tic and z": r_squared(torch.cat([time, latents.mu], 1), health, known),
             "tic, z and memory": r_squared(torch.cat([time, seen], 1), health, known)}
 
@@ -494,7 +494,7 @@ def by_age(fires: list[np.ndarray], every: int) -> list[float]:
     return [float(np.concatenate([f[k:k + every] for f in fires]).mean()) for k in range(0, max(map(len, fires)), every)]
 
 
-def fire_by_temperature(world: WorldModel, starts: Starts, dream: DreamSettings, temperatures: tuple[float, ...], seeds: range,
+def fire_by_temperature(world: WorldModel, starts: InitialStates, dream: DreamSettings, temperatures: tuple[float, ...], seeds: range,
                         every: int = 25) -> dict[float | str, list[float]]:
     """Mean share of glowing pixels at each age, in groups of `every` steps of M, around a player that stands still.
 
@@ -519,13 +519,13 @@ class Fading(Dream):
 
     floor = 0.05
 
-    def __init__(self, world: WorldModel, starts: Starts, settings: DreamSettings):
+    def __init__(self, world: WorldModel, starts: InitialStates, settings: DreamSettings):
         require_heads(world.dynamics, settings)
         super().__init__(world, starts, replace(settings, done="never"))
 
-    def go_on(self, z, state, noise):
+    def set_state(self, z, state, noise):
         self.alive = torch.ones(len(z))
-        return super().go_on(z, state, noise)
+        return super().set_state(z, state, noise)
 
     def step(self, actions):
         z, reward, _ = super().step(actions)
@@ -541,7 +541,7 @@ class Fading(Dream):
 class FadingFitness(DreamFitness):
     """What `DreamFitness` with done by sample says in the mean over all draws of death, but for the last `floor`; `evolve` takes it as well."""
 
-    def __init__(self, world: WorldModel, starts: Starts, controller: ControllerSettings, settings: DreamSettings):
+    def __init__(self, world: WorldModel, starts: InitialStates, controller: ControllerSettings, settings: DreamSettings):
         super().__init__(world, starts, controller, settings)
         self.dream = Fading(world, starts, settings)
 
@@ -552,7 +552,7 @@ def luck(returns: np.ndarray) -> float:
     return float(np.sqrt(np.square(rest).sum() / np.prod(np.subtract(returns.shape, 1))))
 
 
-def luck_by_rule(world: WorldModel, starts: Starts, dream: DreamSettings, params: np.ndarray, sigma: float = 0.15, candidates: int = 16,
+def luck_by_rule(world: WorldModel, starts: InitialStates, dream: DreamSettings, params: np.ndarray, sigma: float = 0.15, candidates: int = 16,
                  seeds: range = range(64)) -> dict[str, dict[str, float]]:
     """Mean return, luck and dreamt steps, of one generation around `params` under either rule."""
     others = params + sigma * np.random.default_rng(0).normal(size=(candidates, len(params)))

@@ -21,8 +21,8 @@ from solutions.train import Clock
 from solutions.vae import learn_vision
 from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, carry_over, controllers_for, evolve, film, load_controller,
                                     save_controller, score, summary)
-from worldmodels.dream import (DreamFitness, DreamSettings, Starts, coarsen, draw_leak, film_dream, foretold, joined, leak, rank_correlation,
-                               rank_interval, smooth)
+from worldmodels.dream import (DreamFitness, DreamSettings, InitialStates, apply_action_repeat, draw_leak, film_dream, predicted_rewards, concat_latents, leak, rank_correlation,
+                               rank_interval, smooth_rewards)
 from worldmodels.mdn_rnn import MDNRNNSettings, train_dynamics
 from worldmodels.rollouts import HELD_OUT, VALIDATION, collect
 from worldmodels.tools import show
@@ -49,15 +49,15 @@ class IterateSettings:
     """steps after which such an episode is cut"""
     drivers: int = 4
     """checkpoints of the last search that share this driving: the way to a trick shows M more of it than the end"""
-    swerve: float = 0.3
+    action_noise: float = 0.3
     """size of the smooth noise added to what they decide, so that the data shows mistakes and how to mend them"""
     recent: float = 1.0
     """how much of M's training the last round's driving is, measured by all that was before; 0 treats all alike"""
     context: int = 20
     """steps of M that it looks at before a dream begins; 0 begins dreams at first frames only"""
-    beginnings: float = 0.5
+    first_frame_fraction: float = 0.5
     """share of the dreams that begin at first frames all the same"""
-    reach: int = 12
+    reward_radius: int = 12
     """each reward is shared by the steps of M at most so many away before M learns it"""
     worst: float = -10.0
     """rewards are raised to at least this before: leaving the field costs 100 at once"""
@@ -69,13 +69,13 @@ class IterateSettings:
     """validation tracks for a real score of every checkpoint, after everything is trained"""
 
     def __post_init__(self):
-        for name in ("rounds", "official", "swerve", "recent", "context", "reach"):
+        for name in ("rounds", "official", "action_noise", "recent", "context", "reward_radius"):
             if getattr(self, name) < 0: raise ValueError(f"{name} must be 0 or above, not {getattr(self, name)}")
         for name in ("episodes", "max_steps", "drivers", "dreams", "leak_tracks"):
             if getattr(self, name) < 1: raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for temperature in self.temperatures:
             if not temperature > 0: raise ValueError(f"temperatures must be above 0, not {temperature}")
-        if not 0 <= self.beginnings < 1: raise ValueError(f"beginnings must be a share from 0 to below 1, not {self.beginnings}")
+        if not 0 <= self.first_frame_fraction < 1: raise ValueError(f"first_frame_fraction must be a share from 0 to below 1, not {self.first_frame_fraction}")
         if max(self.episodes, self.official) > 1000: raise ValueError("episodes and official must be at most 1000: each round has that many seeds of its own")
         if self.rounds > 30: raise ValueError(f"rounds must be at most 30 (each has seeds of its own), not {self.rounds}")
         for name in ("episodes", "official"):
@@ -120,10 +120,10 @@ def learn(folder: Path, store: RolloutStore, vision: Vision, s: DreamRunSettings
     folder.mkdir(exist_ok=True)
     first, path = 0 if known is None else len(known), folder / "latents.safetensors"
     if not path.exists():
-        seen = coarsen(encode_store(vision, store, range(first, len(store))), s.m.action_repeat)
-        smooth(seen, s.iterate.reach, s.iterate.worst).save(path)
+        seen = apply_action_repeat(encode_store(vision, store, range(first, len(store))), s.m.action_repeat)
+        smooth_rewards(seen, s.iterate.reward_radius, s.iterate.worst).save(path)
     new, path = replace(Latents.load(path), repeat=s.m.action_repeat), folder / "dynamics.safetensors"
-    latents = new if known is None else joined(known, new)
+    latents = new if known is None else concat_latents(known, new)
     if not path.exists():
         train = store.split()[0]
         old, last = train[train < first], train[(train >= first) & (train < len(latents))]
@@ -136,8 +136,8 @@ def learn(folder: Path, store: RolloutStore, vision: Vision, s: DreamRunSettings
     return WorldModel(vision, load_model(path, Dynamics)), latents
 
 
-def starts_of(latents: Latents, s: DreamRunSettings) -> Starts:
-    return Starts.from_latents(latents, context=s.iterate.context, beginnings=s.iterate.beginnings)
+def initial_states_of(latents: Latents, s: DreamRunSettings) -> InitialStates:
+    return InitialStates.from_latents(latents, context=s.iterate.context, first_frame_fraction=s.iterate.first_frame_fraction)
 
 
 def moved(old: WorldModel, params: np.ndarray, new: WorldModel, latents: Latents, first: int, s: DreamRunSettings) -> np.ndarray:
@@ -152,7 +152,7 @@ def dream_on(folder: Path, world: WorldModel, latents: Latents, s: DreamRunSetti
     there, path = folder / "checkpoints", folder / "controller.safetensors"
     keep = lambda mean, generation: save_controller(there / f"{generation:04d}.safetensors", s.controller, mean, generation=generation)
     if not path.exists():
-        fitness = DreamFitness(world, starts_of(latents, s), s.controller, s.dream)
+        fitness = DreamFitness(world, initial_states_of(latents, s), s.controller, s.dream)
         there.mkdir(exist_ok=True)
         start = start() if start else np.zeros(fitness.dimension)
         keep(start, 0)
@@ -169,7 +169,7 @@ def go_and_look(store: RolloutStore, world: WorldModel, checkpoints: np.ndarray,
     """Drive for round number `round`, swerving, with evenly chosen checkpoints of the last search, its result among them."""
     i = s.iterate
     drivers = checkpoints[np.linspace(min(1, len(checkpoints) - 1), len(checkpoints) - 1, i.drivers).round().astype(int)]  # not its start
-    policy, rows = WorldModelPolicy(world, controllers_for(world, s.controller, drivers), i.swerve), max(1, s.collect.rows // i.drivers) * i.drivers
+    policy, rows = WorldModelPolicy(world, controllers_for(world, s.controller, drivers), i.action_noise), max(1, s.collect.rows // i.drivers) * i.drivers
     collect(store, policy, i.episodes, "fast", 20_000 + 1000 * round, i.max_steps, rows, f"round{round:02d}")
     collect(store, policy, i.official, "gymnasium", 60_000 + 1000 * round, i.max_steps, rows, f"round{round:02d}")
 
@@ -180,14 +180,14 @@ def returns_once(path: Path, measure) -> np.ndarray:
     return load_tensors(path)[0]["returns"].numpy()
 
 
-def look_back(folder: Path, world: WorldModel, latents: Latents, checkpoints: np.ndarray, store: RolloutStore, s: DreamRunSettings) -> dict:
+def score_checkpoints(folder: Path, world: WorldModel, latents: Latents, checkpoints: np.ndarray, store: RolloutStore, s: DreamRunSettings) -> dict:
     """After all training: what a round's checkpoints are worth in its dreams and in reality, on validation tracks."""
     tracks = VALIDATION[2000:2000 + s.iterate.leak_tracks]
     real = returns_once(folder / "real.safetensors",
                         lambda: RealFitness(world, s.controller, s.evaluate.max_steps, s.evolve.patience)(checkpoints, tracks))
-    found = leak(world, starts_of(latents, s), s.controller, checkpoints, real, s.dream, LEAK_TEMPERATURES, s.iterate.dreams)
+    found = leak(world, initial_states_of(latents, s), s.controller, checkpoints, real, s.dream, LEAK_TEMPERATURES, s.iterate.dreams)
     held_out = store.split()[1]
-    expected, paid = foretold(world.dynamics, latents, held_out[held_out < len(latents)], max(1, 50 // s.m.action_repeat))
+    expected, paid = predicted_rewards(world.dynamics, latents, held_out[held_out < len(latents)], max(1, 50 // s.m.action_repeat))
     return {"search": folder.name, "real_frames": int(store.lengths[:len(latents)].sum()) + len(latents), "real": summary(real[-1]),
             "leak": {"real": found["real"].round(1).tolist(), "dream": {t: x.round(2).tolist() for t, x in found["dream"].items()}},
             "reward_correlation": round(rank_correlation(expected, paid), 3)}
@@ -249,7 +249,7 @@ def main() -> None:
 
 def report(folder: Path, store: RolloutStore, made: list[tuple], s: DreamRunSettings, clock: Clock) -> None:
     """Score every search on validation tracks, the naive C and the last on the held-out ones; write rounds.json, figures and films."""
-    searches = [look_back(*one, store, s) for one in made]
+    searches = [score_checkpoints(*one, store, s) for one in made]
     rounds = [found for found in searches if not found["search"].startswith("naive")]
     draw_rounds(rounds).savefig(folder / "rounds.png")
     leaks = {found["search"]: found["leak"] for found in searches if found not in rounds}
@@ -274,7 +274,7 @@ def report(folder: Path, store: RolloutStore, made: list[tuple], s: DreamRunSett
 
 def hand_over(folder: Path, last: Path, world: WorldModel, latents: Latents, checkpoints: np.ndarray, store: RolloutStore, s: DreamRunSettings) -> None:
     """The last round's M, C and first frames beside V in the run's own folder, and two films."""
-    starts = Starts.from_latents(latents)
+    starts = InitialStates.from_latents(latents)
     save_tensors(folder / "starts.safetensors", {"mu": starts.mu, "logvar": starts.logvar})
     save_model(folder / "dynamics.safetensors", world.dynamics)
     save_controller(folder / "controller.safetensors", s.controller, checkpoints[-1])
@@ -286,7 +286,7 @@ def hand_over(folder: Path, last: Path, world: WorldModel, latents: Latents, che
 
 def horizons(world: WorldModel, latents: Latents, s: DreamRunSettings, lengths=(50, 150, 500), seeds=(0, 1, 2)) -> dict[int, dict]:
     """Exercise 7: real returns of searches in dreams of different lengths, with the same number of dreamt steps in all."""
-    found, starts = {}, starts_of(latents, s)
+    found, starts = {}, initial_states_of(latents, s)
     real, tracks = RealFitness(world, s.controller, s.evolve.max_steps, s.evolve.patience), VALIDATION[4000:4016]
     for n in lengths:
         dreams = max(1, s.evolve.episodes * s.dream.max_steps // n)

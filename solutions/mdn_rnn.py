@@ -10,7 +10,7 @@ import torch
 
 from solutions.settings import M_FIELDS, TrainSettings, command, open_run, open_store
 from solutions.vae import learn_vision
-from worldmodels.dream import coarsen
+from worldmodels.dream import apply_action_repeat
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, require_actions, train_dynamics, whole_episodes
 from worldmodels.tools.store import RolloutStore, held_out_serials
 from worldmodels.tools.training import FitSettings
@@ -35,7 +35,7 @@ def learn_dynamics(folder: Path, vision: Vision, store: RolloutStore, s: TrainSe
         if start is not None: model.load_state_dict(start.state_dict())
         if vision.latent != model.latent: raise ValueError(f"V has a latent of {vision.latent}, and dynamics.latent is {model.latent}: they must be equal")
         require_actions(store.action_dim, model)  # before the encoding, which may take an hour
-        latents = coarsen(encode(folder, vision, store), model.action_repeat)
+        latents = apply_action_repeat(encode(folder, vision, store), model.action_repeat)
         save_model(path, train_dynamics(model, latents, train, s.window, s.dynamics_fit, folder, s.seed, s.warm_up))
     return WorldModel(vision, load_model(path, Dynamics))
 
@@ -47,7 +47,7 @@ def learn_from_latents(folder: Path, s: TrainSettings) -> Dynamics:
         latents = Latents.load(s.latents)
         if latents.mu.shape[1] != s.m.latent:
             raise ValueError(f"{s.latents} holds latents of {latents.mu.shape[1]} numbers, and {M_FIELDS[s.model]}.latent is {s.m.latent}")
-        latents = coarsen(latents, s.m.action_repeat)
+        latents = apply_action_repeat(latents, s.m.action_repeat)
         held_out = held_out_serials(len(latents), 0.1, 0) if len(latents) > 1 else []
         train = [i for i in range(len(latents)) if i not in held_out]
         torch.manual_seed(s.seed)

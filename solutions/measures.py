@@ -5,7 +5,7 @@ import time
 import numpy as np
 import torch
 
-from worldmodels.mdn_rnn import Mixture, dynamics_loss, horizon_error, open_loop, resample, stretches, whole_episodes
+from worldmodels.mdn_rnn import Mixture, dynamics_loss, horizon_error, open_loop, resample, segments, whole_episodes
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Dynamics, Vision, WorldModel
 from worldmodels.vae import Latents, decode_frames
@@ -56,12 +56,12 @@ def rms(pictures: np.ndarray, real: np.ndarray) -> np.ndarray:
     return np.sqrt(((255 * pictures - real) ** 2).mean((1, 2, 3)))
 
 
-class Stretches:
+class Segments:
     """The places in held-out episodes where dreams are compared with what happened: `context` frames seen, `horizon` dreamt."""
 
     def __init__(self, store: RolloutStore, held: Latents, names: np.ndarray, context: int, horizon: int):
         self.store, self.held, self.names, self.context, self.horizon = store, held, names, context, horizon
-        self.at = stretches(held, range(len(held)), context + horizon)  # (n, context + horizon)
+        self.at = segments(held, range(len(held)), context + horizon)  # (n, context + horizon)
         self.episode = torch.searchsorted(held.first, self.at[:, 0], right=True).sub(1).numpy()
 
     def real(self, k: int) -> np.ndarray:
@@ -71,7 +71,7 @@ class Stretches:
         return self.store.frames(int(self.names[i]), begin, begin + self.horizon)
 
     def by_episode(self, x) -> list[list[float]]:
-        """The mean over each episode's stretches: (n, horizon) to (episodes with a stretch, horizon)."""
+        """The mean over each episode's segments: (n, horizon) to (episodes with a stretch, horizon)."""
         x = np.asarray(x)
         return [x[self.episode == i].mean(0).round(4).tolist() for i in np.unique(self.episode)]
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from solutions.evaluate import evaluate
 from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.controller import load_controller, save_controller
-from worldmodels.dream import coarsen, mean_actions, smooth
+from worldmodels.dream import apply_action_repeat, mean_actions, smooth_rewards
 from worldmodels.mdn_rnn import MDNRNN, open_loop, train_dynamics
 from worldmodels.tools.settings import load
 from worldmodels.tools.show import strip
@@ -69,7 +69,7 @@ def with_heads(m: MDNRNN, latents: Latents, episodes, training: FitSettings) -> 
     wiser = MDNRNN(replace(m.settings, reward=True, done=True))
     wiser.load_state_dict(m.state_dict(), strict=False)
     for name, p in wiser.named_parameters(): p.requires_grad_(name.startswith(("reward", "done")))
-    return train_dynamics(wiser, smooth(coarsen(latents, m.action_repeat), 12 // m.action_repeat), episodes, 64, training).requires_grad_()
+    return train_dynamics(wiser, smooth_rewards(apply_action_repeat(latents, m.action_repeat), 12 // m.action_repeat), episodes, 64, training).requires_grad_()
 
 
 def drawing(world: WorldModel, episode: Episode, first: int = 150, steps: int = 96, every: int = 12) -> Figure:

@@ -33,7 +33,7 @@ class ScoutSettings:
     """episodes that the scout drives on the fast environment"""
     official: int = 32
     """episodes that it drives on the official one"""
-    swerve: float = 0.3
+    action_noise: float = 0.3
     """size of the smooth noise added to what its C decides, so that the data shows mistakes and how to mend them"""
 
 

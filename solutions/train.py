@@ -16,7 +16,7 @@ from solutions.settings import TrainSettings, command, open_run, open_store
 from solutions.transformer import learn_vit_wm
 from solutions.vae import learn_vision
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, carry_over, controllers_for, film
-from worldmodels.dream import coarsen
+from worldmodels.dream import apply_action_repeat
 from worldmodels.rollouts import HELD_OUT, collect
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import append_line
@@ -58,7 +58,7 @@ def scout(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock) -> 
     world = learn(folder, store, short, clock, whose="the scout's ")
     params = search(folder, world, short)
     clock("the scout's C")
-    policy = WorldModelPolicy(world, controllers_for(world, s.controller, params), s.scout.swerve)
+    policy = WorldModelPolicy(world, controllers_for(world, s.controller, params), s.scout.action_noise)
     collect(store, policy, s.scout.episodes, "fast", 20_000, s.evolve.max_steps, s.collect.rows, "scout")
     collect(store, policy, s.scout.official, "gymnasium", 30_000, s.evolve.max_steps, s.collect.rows, "scout")
     clock("the scout's driving")
@@ -67,7 +67,7 @@ def scout(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock) -> 
 
 def retrace(folder: Path, store: RolloutStore, old: WorldModel, params: np.ndarray, new: WorldModel, s: TrainSettings) -> np.ndarray:
     """Where the search on a new V and M begins: the linear C that decides there most nearly as `params` does on the old ones."""
-    before, after = (coarsen(latents, s.m.action_repeat) for latents in (encode_store(old.vision, store), encode(folder, new.vision, store)))
+    before, after = (apply_action_repeat(latents, s.m.action_repeat) for latents in (encode_store(old.vision, store), encode(folder, new.vision, store)))
     return carry_over(old, s.controller, params, new, before, after)
 
 

@@ -21,7 +21,7 @@ from worldmodels.vae import Latents
 
 
 def smoothed_rewards(store: RolloutStore) -> np.ndarray:
-    """The rewards of all steps of a store, each shared by the half second around it and at least -10, as `smooth` does it."""
+    """The rewards of all steps of a store, each shared by the half second around it and at least -10, as `smooth_rewards` does it."""
     episodes = torch.from_numpy(store.steps()["rewards"]).split(store.lengths.tolist())
     return torch.cat([spread_rewards(rewards.clamp(min=-10.0), 12) for rewards in episodes]).numpy()
 

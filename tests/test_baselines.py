@@ -17,10 +17,10 @@ import solutions.baselines as studies
 import solutions.ppo
 from solutions.baselines import Cells, Thumbnail, needed, slug
 from worldmodels import baselines as b
-from worldmodels.baselines import Eyes, PPOPolicy, PPOSettings, Relay, SB3VecEnv
+from worldmodels.baselines import FrameStack, PPOPolicy, PPOSettings, AutoresetVectorEnv, as_sb3_vec_env
 from worldmodels.controller import ControllerSettings, EvolveSettings, RealFitness, score_policy
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
-from worldmodels.rollouts import HELD_OUT, Policy, RoadFollower, Scripted, make_envs, run_episodes
+from worldmodels.rollouts import HELD_OUT, Policy, RoadFollower, ScriptedEnvs, make_envs, run_episodes
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, load_tensors, save_tensors
@@ -33,7 +33,7 @@ sb3 = pytest.importorskip("stable_baselines3")
 # ---- what PPO sees
 
 def test_eyes_keep_the_last_pictures_in_grey():
-    eyes, frames = Eyes(3, 2, 2), np.zeros((3, 2, 2, 3), np.uint8)
+    eyes, frames = FrameStack(3, 2, 2), np.zeros((3, 2, 2, 3), np.uint8)
     frames[..., 0], frames[..., 1], frames[..., 2] = 255, 0, 0
     eyes.begin([0, 1, 2], frames)
     assert (eyes.seen[..., 0] == 0).all() and (eyes.seen[..., 1] == 76).all(), "nothing before the first frame; red is 0.299"
@@ -45,7 +45,7 @@ def test_eyes_keep_the_last_pictures_in_grey():
 
 # ---- cars that never stop
 
-class Marked(Scripted):
+class Marked(ScriptedEnvs):
     """Frames show the seed of their row (times 10) and the step, so that one can see whose they are."""
 
     made: list = []
@@ -67,8 +67,8 @@ class Marked(Scripted):
 def fresh_marks(): Marked.made = []
 
 
-def relay(length=lambda seed: 3, **kwargs) -> Relay:
-    return Relay(lambda seeds: Marked(seeds, length), **(dict(rows=2, skip=1, stack=1, ahead=2) | kwargs))
+def relay(length=lambda seed: 3, **kwargs) -> AutoresetVectorEnv:
+    return AutoresetVectorEnv(lambda seeds: Marked(seeds, length), **(dict(rows=2, skip=1, stack=1, ahead=2) | kwargs))
 
 
 def test_an_episode_that_ends_is_followed_by_another_at_once():
@@ -146,7 +146,7 @@ def test_impossible_relays_are_refused(wrong):
 
 
 def test_real_cars_in_a_relay():
-    cars = Relay(rows=2, skip=2, stack=2, max_steps=6, ahead=1)
+    cars = AutoresetVectorEnv(rows=2, skip=2, stack=2, max_steps=6, ahead=1)
     seen, _ = cars.reset(seed=0)
     assert cars.observation_space.contains(seen) and cars.single_observation_space.shape == (64, 64, 2)
     for t in range(1, 7):
@@ -176,18 +176,18 @@ class Counting(gymnasium.Env):
 
 
 def adapter(mode=AutoresetMode.SAME_STEP):
-    return SB3VecEnv(SyncVectorEnv([lambda: Counting(3, False), lambda: Counting(4, True)], autoreset_mode=mode))
+    return as_sb3_vec_env(SyncVectorEnv([lambda: Counting(3, False), lambda: Counting(4, True)], autoreset_mode=mode))
 
 
 def test_the_adapter_tells_stable_baselines3_what_it_wants_to_know():
     envs = adapter()
     assert envs.reset().tolist() == [[0], [0]]
-    told = [envs.step(np.zeros((2, 1), np.float32)) for _ in range(4)]
-    seen, rewards, over, infos = told[2]
+    steps = [envs.step(np.zeros((2, 1), np.float32)) for _ in range(4)]
+    seen, rewards, over, infos = steps[2]
     assert over.tolist() == [True, False] and seen.tolist() == [[0], [3]] and rewards.tolist() == [1, 1]
     assert infos[0]["terminal_observation"].tolist() == [3] and infos[0]["TimeLimit.truncated"] is False and infos[1] == {}
     assert (infos[0]["episode"]["r"], infos[0]["episode"]["l"]) == (3.0, 3)
-    seen, _, over, infos = told[3]
+    seen, _, over, infos = steps[3]
     assert over.tolist() == [False, True] and seen.tolist() == [[1], [0]] and infos[1]["TimeLimit.truncated"] is True
     assert (infos[1]["episode"]["r"], infos[1]["episode"]["l"]) == (4.0, 4)
 
@@ -220,7 +220,7 @@ def test_another_kind_of_reset_is_refused():
 
 def test_without_the_library_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    for make in (lambda: SB3VecEnv(relay()), lambda: b.load_ppo("x"), lambda: b.train_ppo(TINY, "x")):
+    for make in (lambda: as_sb3_vec_env(relay()), lambda: b.load_ppo("x"), lambda: b.train_ppo(TINY, "x")):
         with pytest.raises(ImportError, match=r"pip install -e '.\[ppo\]'"): make()
 
 
@@ -268,7 +268,7 @@ def test_training_leaves_weights_a_curve_and_events(trained):
 
 def test_the_learning_rate_falls_to_zero_and_never_below(tmp_path):
     """Updates have a fixed size, so the last one ends beyond the budget; with a negative rate it would climb its loss."""
-    model = b.make_ppo(replace(TINY, steps=70), Relay(rows=2, skip=2, stack=2, max_steps=60, ahead=1))
+    model = b.make_ppo(replace(TINY, steps=70), AutoresetVectorEnv(rows=2, skip=2, stack=2, max_steps=60, ahead=1))
     assert [model.lr_schedule(left) for left in (1.0, 0.5, 0.0, -0.02)] == [TINY.lr, 0.5 * TINY.lr, 0.0, 0.0]
     rates = []
     real = model.train
@@ -300,10 +300,10 @@ class Recorded:
 def test_the_driver_sees_and_acts_as_in_training():
     script, settings = [[1.0] * 9, [1.0] * 5], replace(TINY, skip=2, stack=2)
     network, actions = Recorded(), []
-    run_episodes(Scripted(script), PPOPolicy(network, settings), 20, on_step=lambda rows, f, a, *_: actions.append(a[:, 0].tolist()))
+    run_episodes(ScriptedEnvs(script), PPOPolicy(network, settings), 20, on_step=lambda rows, f, a, *_: actions.append(a[:, 0].tolist()))
     assert [len(a) for a in actions] == [2] * 5 + [1] * 4
     assert np.allclose([a[0] for a in actions], [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5]), "an action is kept for two frames"
-    cars = Relay(lambda seeds: Scripted([script[0]] * len(seeds)), rows=1, skip=2, stack=2, ahead=1)
+    cars = AutoresetVectorEnv(lambda seeds: ScriptedEnvs([script[0]] * len(seeds)), rows=1, skip=2, stack=2, ahead=1)
     seen, shown = cars.reset(seed=0)[0], []
     for _ in range(5):
         shown.append(seen.copy())

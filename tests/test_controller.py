@@ -149,7 +149,7 @@ def test_rows_that_cannot_be_shared_evenly_are_refused(world):
 def test_swerving_is_smooth_and_belongs_to_the_seed(world):
     def drive(seeds):
         seen = []
-        policy = WorldModelPolicy(world, c.controllers_for(world, ControllerSettings(), 0 * numbers(world)), swerve=0.5)
+        policy = WorldModelPolicy(world, c.controllers_for(world, ControllerSettings(), 0 * numbers(world)), action_noise=0.5)
         run_episodes(Slides("CarRacing-v3", seeds, 64), policy, 3, on_step=lambda rows, frames, actions, *_: seen.append(actions))
         return np.stack(seen)
     both, one = drive([11, 12]), drive([12])
@@ -327,14 +327,14 @@ def one_at_a_time(world: WorldModel, latents: Latents) -> torch.Tensor:
 @pytest.mark.parametrize("rows", [1, 2, 100])
 def test_memories_of_many_episodes_are_those_of_each(world, rows):
     latents = some_latents([5, 12, 1, 12, 7])
-    torch.testing.assert_close(c.memories(world, latents, rows), one_at_a_time(world, latents), atol=1e-6, rtol=0)
+    torch.testing.assert_close(c.controller_inputs(world, latents, rows), one_at_a_time(world, latents), atol=1e-6, rtol=0)
 
 
 def test_a_c_moved_to_its_own_world_stays_what_it_is(world):
     latents, params = some_latents([400, 300]), 0.3 * numbers(world)[0]
-    seen = c.memories(world, latents)
+    seen = c.controller_inputs(world, latents)
     decide = lambda p: c.controllers_for(world, ControllerSettings(), p)(seen, torch.zeros(len(seen), dtype=int))
-    moved = c.imitate(seen, decide(params))
+    moved = c.fit_linear_controller(seen, decide(params))
     assert moved.shape == params.shape
     assert (decide(moved) - decide(params)).abs().mean() < 0.05
 
@@ -347,7 +347,7 @@ def test_a_c_carried_over_decides_on_another_m_as_it_did(world):
     driven, later = some_latents([400, 300]), some_latents([200], seed=2)
     params = 0.3 * numbers(old)[0]
     params[:-3].reshape(3, 36)[:, :4] = 0  # z means the same to both: look at the memory alone
-    decide = lambda where, p: c.controllers_for(where, ControllerSettings(), p)(c.memories(where, later), torch.zeros(len(later.mu), dtype=int))
+    decide = lambda where, p: c.controllers_for(where, ControllerSettings(), p)(c.controller_inputs(where, later), torch.zeros(len(later.mu), dtype=int))
     error = lambda p: ((decide(new, p) - decide(old, params)).pow(2).mean() / decide(old, params).var(0).mean()).item()
     assert error(params) > 1 and error(c.carry_over(old, ControllerSettings(), params, new, driven, driven)) < 0.15
     with pytest.raises(ValueError, match="only a linear C with a bias"): c.carry_over(old, ControllerSettings(bias=False), params[:-3], new, driven, driven)
@@ -371,7 +371,7 @@ def test_imitation_of_many_frames_is_summed_in_pieces():
     seen, wanted = torch.randn(120_000, 5), torch.randn(120_000, 2)
     x = torch.cat([seen, torch.ones(len(seen), 1)], 1).double()
     weight = torch.linalg.solve(x.T @ x + 1e-3 * len(x) * torch.eye(6), x.T @ wanted.clamp(-2, 2).double()).T
-    np.testing.assert_allclose(c.imitate(seen, wanted), torch.cat([weight[:, :-1].flatten(), weight[:, -1]]).numpy(), atol=1e-6)
+    np.testing.assert_allclose(c.fit_linear_controller(seen, wanted), torch.cat([weight[:, :-1].flatten(), weight[:, -1]]).numpy(), atol=1e-6)
 
 
 # ---- watching

@@ -12,9 +12,9 @@ import torch
 from solutions import doom as solution
 from worldmodels import doom, rollouts
 from worldmodels.controller import WorldModelPolicy, controllers_for, load_controller, save_controller
-from worldmodels.doom import (C_DOOM, M_DOOM, TAKE_COVER, V_DOOM, Restless, Runner, calibrate, done_logits, done_loss, dream_on, film, fire, platt, play,
+from worldmodels.doom import (C_DOOM, M_DOOM, TAKE_COVER, V_DOOM, RandomHoldPolicy, Runner, calibrate, done_logits, done_loss, dream_on, film, fire, platt, play,
                               replay_health, survive, survive_dreams)
-from worldmodels.dream import DreamFitness, DreamSettings, Starts, done_probability
+from worldmodels.dream import DreamFitness, DreamSettings, InitialStates, done_probability
 from worldmodels.mdn_rnn import MDNRNN, windows
 from worldmodels.rollouts import NoisePolicy, Policy, buttons, collect, make_envs, prepare_doom, record
 from worldmodels.tools.store import RolloutStore
@@ -131,14 +131,14 @@ def acts(policy, seeds, steps):
 
 
 def test_a_restless_player_holds_as_long_as_its_seed_says():
-    a = acts(Restless((10, 30, 100), 2000), [3, 4, 5, 33], 2000)
+    a = acts(RandomHoldPolicy((10, 30, 100), 2000), [3, 4, 5, 33], 2000)
     assert a.shape == (4, 2000, 1) and np.abs(a).max() <= 1
     longest = [np.diff(np.flatnonzero(np.diff(x[:, 0], prepend=9, append=9))).max() for x in a]
     assert longest[0] <= 10 < longest[1] <= 30 < longest[2] <= 100 and longest[3] <= 10
-    np.testing.assert_array_equal(acts(Restless((10, 30, 100), 2000), [5, 8], 2000)[0], a[2])
-    np.testing.assert_array_equal(acts(Restless((10,), 2000), [3], 2000)[0], acts(NoisePolicy("held", 2000), [3], 2000)[0])
-    with pytest.raises(ValueError, match="1 tic or more"): Restless(())
-    with pytest.raises(ValueError, match="1 tic or more"): Restless((10, 0))
+    np.testing.assert_array_equal(acts(RandomHoldPolicy((10, 30, 100), 2000), [5, 8], 2000)[0], a[2])
+    np.testing.assert_array_equal(acts(RandomHoldPolicy((10,), 2000), [3], 2000)[0], acts(NoisePolicy("held", 2000), [3], 2000)[0])
+    with pytest.raises(ValueError, match="1 tic or more"): RandomHoldPolicy(())
+    with pytest.raises(ValueError, match="1 tic or more"): RandomHoldPolicy((10, 0))
 
 
 def test_a_runner_turns_in_time():
@@ -277,7 +277,7 @@ def test_calibration_is_folded_into_the_head():
 # The dream and the films
 
 def test_a_dream_is_followed_to_its_end_and_agrees_with_the_fitness(world):
-    starts, settings = Starts(torch.zeros(3, 8), torch.zeros(3, 8)), DreamSettings(max_steps=12, reward="alive")
+    starts, settings = InitialStates(torch.zeros(3, 8), torch.zeros(3, 8)), DreamSettings(max_steps=12, reward="alive")
     params = numbers(world)
     z, logits = dream_on(world, C_DOOM, params, starts, settings, [5, 6])
     assert z.shape == (13, 2, 8) and logits.shape == (12, 2)
@@ -286,7 +286,7 @@ def test_a_dream_is_followed_to_its_end_and_agrees_with_the_fitness(world):
 
 
 def test_blind_players_dream_alone_and_as_long_as_their_actions_let_them(world):
-    starts, settings = Starts(torch.zeros(1, 8), torch.zeros(1, 8)), DreamSettings(max_steps=40, reward="alive", done="sample", done_weight=0.1)
+    starts, settings = InitialStates(torch.zeros(1, 8), torch.zeros(1, 8)), DreamSettings(max_steps=40, reward="alive", done="sample", done_weight=0.1)
     lived = survive_dreams(world, starts, settings, NoisePolicy("held", 40), [3, 4, 5, 6])
     assert lived.shape == (4,) and 1 <= lived.min() < lived.max() <= 40
     np.testing.assert_array_equal(survive_dreams(world, starts, settings, NoisePolicy("held", 40), [5, 9])[0], lived[2])
@@ -304,7 +304,7 @@ def test_a_blind_player_acts_at_every_tic_of_a_longer_step():
     step = world.dynamics.step
     world.dynamics.step = lambda z, a, state: (heard.append(a.clone()), step(z, a, state))[1]
     settings = DreamSettings(max_steps=10, reward="alive", done="never")
-    assert (survive_dreams(world, Starts(torch.zeros(1, 8), torch.zeros(1, 8)), settings, Runner(6), [1, 2]) == 40).all()
+    assert (survive_dreams(world, InitialStates(torch.zeros(1, 8), torch.zeros(1, 8)), settings, Runner(6), [1, 2]) == 40).all()
     tics = [-1.0] * 2 + [1.0] * 6 + [-1.0] * 6 + [1.0] * 6  # as the runner's own test has it: half as long before its first turn
     np.testing.assert_allclose([a[0, 0] for a in heard[-10:][:5]], np.reshape(tics, (5, 4)).mean(1))
 
@@ -347,7 +347,7 @@ def test_the_player_in_data_outlives_in_its_dream_one_that_stands_still():
     dream, folder = env.unwrapped.dream, data("takecover")
     assert dream.settings.max_steps == 525 and dream.settings.done == "sample" and env.metadata["render_fps"] == 35 / 4
     settings, params = load_controller(folder / "controller.safetensors")
-    starts = Starts.from_latents(encode_store(dream.world.vision, RolloutStore(folder / "sample")))
+    starts = InitialStates.from_latents(encode_store(dream.world.vision, RolloutStore(folder / "sample")))
     lived = DreamFitness(dream.world, starts, settings, replace(dream.settings, max_steps=100))(np.stack([params, 0 * params]), range(100_000, 100_016)).mean(1)
     assert lived[0] > 1.3 * lived[1], lived
 
@@ -515,7 +515,7 @@ def test_a_linear_fit_scores_one_on_a_line():
 
 
 def test_fire_is_measured_for_each_temperature_and_in_the_game(world):
-    starts, settings = Starts(torch.zeros(2, 8), torch.zeros(2, 8)), DreamSettings(max_steps=5, reward="alive", done="never")
+    starts, settings = InitialStates(torch.zeros(2, 8), torch.zeros(2, 8)), DreamSettings(max_steps=5, reward="alive", done="never")
     found = solution.fire_by_temperature(world, starts, settings, (0.5, 1.0), range(2), every=4)
     assert [*found] == [0.5, 1.0, "game"] and all(len(v) == 2 and 0 <= min(v) and max(v) <= 1 for v in found.values())
 
@@ -528,7 +528,7 @@ def test_ages_are_compared_among_those_who_live():
 
 def test_a_fading_dream_pays_what_drawn_deaths_pay_in_the_mean(world):
     """The same dreams, once with deaths drawn and once with none: the mean is the same, up to the floor, and there is less luck in it."""
-    starts = Starts(torch.zeros(2, 8), torch.zeros(2, 8))
+    starts = InitialStates(torch.zeros(2, 8), torch.zeros(2, 8))
     settings, params = DreamSettings(max_steps=60, done="sample", done_weight=5.0, reward="alive"), np.stack([numbers(world), numbers(world, 1)])
     drawn = DreamFitness(world, starts, C_DOOM, settings)(params, range(3000))
     faded = solution.FadingFitness(world, starts, C_DOOM, settings)(params, range(3000))
@@ -547,5 +547,5 @@ def test_luck_is_what_candidate_and_seed_leave_open():
 
 
 def test_luck_is_told_for_both_rules(world):
-    found = solution.luck_by_rule(world, Starts(torch.zeros(2, 8), torch.zeros(2, 8)), DreamSettings(max_steps=5, reward="alive"), numbers(world), candidates=2, seeds=range(3))
+    found = solution.luck_by_rule(world, InitialStates(torch.zeros(2, 8), torch.zeros(2, 8)), DreamSettings(max_steps=5, reward="alive"), numbers(world), candidates=2, seeds=range(3))
     assert [*found] == ["sample", "fading"] and all({"mean", "luck", "steps"} == {*row} for row in found.values())

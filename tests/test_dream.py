@@ -16,8 +16,8 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import worldmodels.dream as d
-from worldmodels.controller import ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, memories, save_controller
-from worldmodels.dream import Dream, DreamEnv, DreamFitness, DreamSettings, DreamVectorEnv, Noise, Planner, PlanSettings, Starts
+from worldmodels.controller import ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, controller_inputs, save_controller
+from worldmodels.dream import Dream, DreamEnv, DreamFitness, DreamSettings, DreamVectorEnv, CounterRNG, Planner, PlanSettings, InitialStates
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
 from worldmodels.rollouts import Envs, make_envs, run_episodes
 from worldmodels.tools.store import Episode, RolloutStore
@@ -44,9 +44,9 @@ def world() -> WorldModel: return make_world()
 
 
 @pytest.fixture(scope="module")
-def starts() -> Starts:
+def starts() -> InitialStates:
     rng = torch.Generator().manual_seed(0)
-    return Starts(torch.randn(5, 4, generator=rng), torch.randn(5, 4, generator=rng) - 2)
+    return InitialStates(torch.randn(5, 4, generator=rng), torch.randn(5, 4, generator=rng) - 2)
 
 
 def make_latents(lengths=(30, 4, 50)) -> Latents:
@@ -64,12 +64,12 @@ NEVER = DreamSettings(done="never", max_steps=40)
 def test_scramble_is_splitmix64():
     """Against the published reference: the first outputs of SplitMix64 with seed 0 and 1234567."""
     for seed, expected in (0, [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]), (1234567, [6457827717110365317, 3203168211198807973]):
-        got = d.scramble(torch.tensor(seed) + d.GOLDEN * torch.arange(1, len(expected) + 1))
+        got = d.splitmix64(torch.tensor(seed) + d.GOLDEN * torch.arange(1, len(expected) + 1))
         assert [int(x) % 2**64 for x in got] == expected
 
 
 def test_noise_is_uniform_and_normal():
-    noise = Noise(range(1000))
+    noise = CounterRNG(range(1000))
     u, x = noise.uniform((1000, 200)).double(), noise.normal((1000, 200)).double()
     assert 0 < u.min() < 1e-4 and 1 - 1e-4 < u.max() < 1
     counts = torch.histc(u.float(), 50, 0, 1)
@@ -79,7 +79,7 @@ def test_noise_is_uniform_and_normal():
 
 
 def test_each_row_has_chance_of_its_own():
-    alone, many = Noise([7]), Noise([3, 7, 7, 9])
+    alone, many = CounterRNG([7]), CounterRNG([3, 7, 7, 9])
     for shape in ((5,), (2, 3), (), (4,)):
         mine, all_ = alone.uniform((1, *shape)), many.uniform((4, *shape))
         assert torch.equal(all_[1:2], mine) and torch.equal(all_[2:3], mine) and not torch.equal(all_[0:1], mine)
@@ -88,23 +88,23 @@ def test_each_row_has_chance_of_its_own():
 
 
 def test_rows_that_were_alike_part_when_one_begins_anew():
-    noise = Noise([7, 7]).replaced([1], Noise([8]))
+    noise = CounterRNG([7, 7]).replaced([1], CounterRNG([8]))
     x = noise.uniform((2, 3))
-    assert torch.equal(x[:1], Noise([7]).uniform((1, 3))) and torch.equal(x[1:], Noise([8]).uniform((1, 3)))
+    assert torch.equal(x[:1], CounterRNG([7]).uniform((1, 3))) and torch.equal(x[1:], CounterRNG([8]).uniform((1, 3)))
 
 
 # ---- starts
 
 def test_starts_are_real_first_frames(world):
     latents = make_latents()
-    starts = Starts.from_latents(latents)
-    z = starts.draw(50, Noise(range(50)))
+    starts = InitialStates.from_latents(latents)
+    z = starts.draw(50, CounterRNG(range(50)))
     assert all((z_ - latents.mu[latents.first]).abs().max(1).values.min() < 1e-3 for z_ in z)
     assert len({int((z_ - latents.mu[latents.first]).abs().max(1).values.argmin()) for z_ in z}) == 3
 
 
 def test_starts_are_drawn_with_vs_own_noise():
-    starts = Starts(torch.zeros(1, 2), torch.tensor([[0.0, math.log(0.25)]]))
+    starts = InitialStates(torch.zeros(1, 2), torch.tensor([[0.0, math.log(0.25)]]))
     z = starts.draw(20_000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(z.std(0), torch.tensor([1.0, 0.5]), atol=0.02, rtol=0)
 
@@ -113,9 +113,9 @@ def test_starts_are_drawn_with_vs_own_noise():
 @torch.inference_mode()
 def test_m_has_seen_the_frames_before_a_start_and_none_of_another_episode(restart):
     world, latents, context = make_world(restart=restart), make_latents(), 6
-    starts = Starts.from_latents(latents, context=context, beginnings=0.0)
+    starts = InitialStates.from_latents(latents, context=context, first_frame_fraction=0.0)
     assert len(starts) == 30 + 4 + 50
-    z, state = starts.begin(world.dynamics, 400, Noise(range(400)))
+    z, state = starts.begin(world.dynamics, 400, CounterRNG(range(400)))
     seen = set()
     for row in range(400):
         at = int((latents.mu - z[row]).abs().max(1).values.argmin())
@@ -130,32 +130,32 @@ def test_m_has_seen_the_frames_before_a_start_and_none_of_another_episode(restar
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.8])
 def test_a_share_of_the_dreams_begins_at_first_frames(share):
     latents = make_latents()
-    starts = Starts.from_latents(latents, context=5, beginnings=share)
+    starts = InitialStates.from_latents(latents, context=5, first_frame_fraction=share)
     first = torch.isin(starts.at, latents.first).float().mean()
     assert abs(first - (share + (1 - share) * 3 / 84)) < 0.02 and torch.equal(starts.first[starts.at == starts.first], starts.at[starts.at == starts.first])
-    with pytest.raises(ValueError, match="beginnings must be"): Starts.from_latents(latents, context=5, beginnings=1.0)
+    with pytest.raises(ValueError, match="first_frame_fraction must be"): InitialStates.from_latents(latents, context=5, first_frame_fraction=1.0)
 
 
 def test_a_picture_is_a_start(world, tmp_path):
     frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "frame.png"), frame[..., ::-1])
-    starts = Starts.from_picture(world.vision, tmp_path / "frame.png")
+    starts = InitialStates.from_picture(world.vision, tmp_path / "frame.png")
     mu, _ = world.vision.encode(torch.from_numpy(frame[None]))
     torch.testing.assert_close(starts.mu, mu.detach(), atol=0.05, rtol=0.05)
     cv2.imwrite(str(tmp_path / "car.png"), np.concatenate([np.full((84, 96, 3), 90, np.uint8), np.full((12, 96, 3), 255, np.uint8)]))
     grey, _ = world.vision.encode(torch.full((1, 64, 64, 3), 90, dtype=torch.uint8))
-    torch.testing.assert_close(Starts.from_picture(world.vision, tmp_path / "car.png").mu, grey.detach(), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(InitialStates.from_picture(world.vision, tmp_path / "car.png").mu, grey.detach(), atol=0.05, rtol=0.05)
 
 
 def test_what_is_no_picture_is_refused(world, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no picture at"): Starts.from_picture(world.vision, tmp_path / "none.png")
+    with pytest.raises(FileNotFoundError, match="no picture at"): InitialStates.from_picture(world.vision, tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ValueError, match="is no picture"): Starts.from_picture(world.vision, tmp_path / "text.png")
+    with pytest.raises(ValueError, match="is no picture"): InitialStates.from_picture(world.vision, tmp_path / "text.png")
 
 
 @pytest.mark.parametrize("mu, logvar", [((0, 4), (0, 4)), ((3, 4), (3, 5)), ((4,), (4,))])
 def test_impossible_starts_are_refused(mu, logvar):
-    with pytest.raises(ValueError, match="n of at least 1"): Starts(torch.zeros(mu), torch.zeros(logvar))
+    with pytest.raises(ValueError, match="n of at least 1"): InitialStates(torch.zeros(mu), torch.zeros(logvar))
 
 
 # ---- the core
@@ -164,7 +164,7 @@ def test_impossible_starts_are_refused(mu, logvar):
 def test_a_dream_is_ms_own_sample_fed_back(world, starts):
     dream, actions = Dream(world, starts, NEVER), torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))
     dream.begin([4, 5])
-    noise = Noise([4, 5])
+    noise = CounterRNG([4, 5])
     z, state = starts.begin(world.dynamics, 2, noise)
     assert torch.equal(dream.z, z) and not dream.features().any()
     for a in actions:
@@ -217,7 +217,7 @@ def test_impossible_dreams_are_refused(change):
 
 
 def test_starts_of_another_width_are_refused(world):
-    with pytest.raises(ValueError, match="starts have a latent of 3, MDNRNN one of 4"): Dream(world, Starts(torch.zeros(1, 3), torch.zeros(1, 3)), NEVER)
+    with pytest.raises(ValueError, match="starts have a latent of 3, MDNRNN one of 4"): Dream(world, InitialStates(torch.zeros(1, 3), torch.zeros(1, 3)), NEVER)
 
 
 @pytest.mark.parametrize("actions, words", [(torch.zeros(2, 2), r"actions of shape \(2, 3\), got \(2, 2\)"), (torch.zeros(3), "shape"),
@@ -269,7 +269,7 @@ def test_a_transformer_dreams_too(cls, kind):
     m = cls(kind(latent=4, width=16, depth=1, heads=2, context=5, reward=True, done=True)).eval()
     world = WorldModel(VAE(VAESettings(latent=4)).eval(), m)
     latents = make_latents()
-    starts = Starts.from_latents(latents, context=3)
+    starts = InitialStates.from_latents(latents, context=3)
     fitness = DreamFitness(world, starts, ControllerSettings(), DreamSettings(done="sample", done_weight=0.5, max_steps=12))  # beyond the ring of 5
     params = params_of(world, 2)
     together = fitness(params, [5, 6, 7])
@@ -413,7 +413,7 @@ def test_what_makes_no_dream_is_refused(world, starts, change, error, words):
 
 
 def test_dreams_that_end_one_at_a_time_begin_at_first_frames(world):
-    with pytest.raises(ValueError, match="Starts without a context"): DreamVectorEnv(2, world=world, starts=Starts.from_latents(make_latents(), context=5))
+    with pytest.raises(ValueError, match="InitialStates without a context"): DreamVectorEnv(2, world=world, starts=InitialStates.from_latents(make_latents(), context=5))
 
 
 def test_a_run_folder_is_a_world(world, starts, tmp_path):
@@ -435,29 +435,29 @@ def test_missing_pretrained_weights_are_named(monkeypatch, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_a_ppo_agent_trains_in_it(world, starts):
     sb3, baselines = pytest.importorskip("stable_baselines3"), pytest.importorskip("worldmodels.baselines")
-    envs = baselines.SB3VecEnv(DreamVectorEnv(4, world=world, starts=starts, done="sample", max_steps=20))
+    envs = baselines.as_sb3_vec_env(DreamVectorEnv(4, world=world, starts=starts, done="sample", max_steps=20))
     agent = sb3.PPO("MlpPolicy", envs, n_steps=32, batch_size=64, n_epochs=2, seed=0, device="cpu")
     before = [p.clone() for p in agent.policy.parameters()]
     agent.learn(384)
     assert any((a != b).any() for a, b in zip(before, agent.policy.parameters())) and len(agent.ep_info_buffer)
 
 
-# ---- rewards, leak, parting
+# ---- rewards, leak, divergence_step
 
 def test_smoothing_leaves_returns_and_other_episodes_alone():
     latents = make_latents()
-    smoothed = d.smooth(latents, reach=3, worst=-100.0)
+    smoothed = d.smooth_rewards(latents, radius=3, worst=-100.0)
     for i in range(3):
         s = latents.episode(i)
         torch.testing.assert_close(smoothed.rewards[s][:-1].sum(), latents.rewards[s][:-1].sum(), atol=1e-4, rtol=1e-4)
         assert smoothed.rewards[s.stop - 1] == latents.rewards[s.stop - 1]
     latents.rewards[5] = -100.0
-    assert d.smooth(latents, reach=0).rewards[5] == -10 and latents.rewards[5] == -100
+    assert d.smooth_rewards(latents, radius=0).rewards[5] == -10 and latents.rewards[5] == -100
 
 
 def test_joined_latents_are_those_of_both():
     a, b = make_latents(), make_latents((7, 9))
-    both = d.joined(a, b)
+    both = d.concat_latents(a, b)
     assert len(both) == 5 and len(both.mu) == len(a.mu) + len(b.mu)
     for i in range(5):
         part, k = (a, i) if i < 3 else (b, i - 3)
@@ -466,12 +466,12 @@ def test_joined_latents_are_those_of_both():
 
 
 def test_what_m_foretells_is_summed_in_windows(world):
-    expected, real = d.foretold(world.dynamics, latents := make_latents(), window=10)
+    expected, real = d.predicted_rewards(world.dynamics, latents := make_latents(), window=10)
     assert expected.shape == real.shape == (3 + 0 + 5,)
     np.testing.assert_allclose(real[0], latents.rewards[:10].sum(), rtol=1e-4)
     with torch.no_grad(): said = world.dynamics(latents.mu[None, :30], latents.actions[None, :30]).reward[0]
     np.testing.assert_allclose(expected[2], said[20:30].sum().item(), rtol=1e-4)
-    with pytest.raises(ValueError, match="no episode has 60 steps"): d.foretold(world.dynamics, latents, window=60)
+    with pytest.raises(ValueError, match="no episode has 60 steps"): d.predicted_rewards(world.dynamics, latents, window=60)
 
 
 def test_the_leak_meter_tells_a_dream_that_holds_from_one_that_leaks(world, starts):
@@ -502,8 +502,8 @@ def test_coarser_steps_keep_returns_ends_and_every_fourth_latent():
     fine = make_latents()
     for i in range(len(fine)):  # no step leaves an episode's last frame
         for name in ("actions", "rewards", "terminated"): getattr(fine, name)[fine.episode(i).stop - 1] = 0
-    coarse = d.coarsen(fine, 4)
-    assert all(np.array_equal(getattr(d.coarsen(fine, 1), name), of) for name, of in vars(fine).items()) and coarse.repeat == 4
+    coarse = d.apply_action_repeat(fine, 4)
+    assert all(np.array_equal(getattr(d.apply_action_repeat(fine, 1), name), of) for name, of in vars(fine).items()) and coarse.repeat == 4
     assert coarse.lengths.tolist() == [-(-n // 4) for n in fine.lengths.tolist()]
     for i in range(len(fine)):
         f, c, n = fine.episode(i), coarse.episode(i), int(fine.lengths[i])
@@ -511,12 +511,12 @@ def test_coarser_steps_keep_returns_ends_and_every_fourth_latent():
         torch.testing.assert_close(coarse.rewards[c].sum(), fine.rewards[f][:-1].sum())
         torch.testing.assert_close(coarse.actions[c][0], fine.actions[f][:4].mean(0))
         assert coarse.terminated[c].any() == fine.terminated[f].any() and not coarse.terminated[c][-1]
-    twice = d.coarsen(d.coarsen(fine, 2), 4)  # steps made of steps: the same, but for means of means where an episode ends
+    twice = d.apply_action_repeat(d.apply_action_repeat(fine, 2), 4)  # steps made of steps: the same, but for means of means where an episode ends
     assert twice.repeat == 4 and twice.lengths.equal(coarse.lengths) and twice.mu.equal(coarse.mu)
     torch.testing.assert_close(twice.rewards, coarse.rewards)
     for repeat in 0, 3:
-        with pytest.raises(ValueError, match=f"steps of 2 frames cannot make up steps of {repeat}"): d.coarsen(d.coarsen(fine, 2), repeat)
-    with pytest.raises(ValueError, match="steps of 1 frames and of 4 do not go together"): d.joined(fine, coarse)
+        with pytest.raises(ValueError, match=f"steps of 2 frames cannot make up steps of {repeat}"): d.apply_action_repeat(d.apply_action_repeat(fine, 2), repeat)
+    with pytest.raises(ValueError, match="steps of 1 frames and of 4 do not go together"): d.concat_latents(fine, coarse)
 
 
 def slow_world() -> WorldModel:
@@ -526,12 +526,12 @@ def slow_world() -> WorldModel:
 
 def test_m_learns_only_from_steps_of_its_own_length(tmp_path):
     fine = make_latents((80, 80))
-    with pytest.raises(ValueError, match=r"spans 1 frames and one of this MDNRNN 4: coarsen\(latents, 4\)"):
+    with pytest.raises(ValueError, match=r"spans 1 frames and one of this MDNRNN 4: apply_action_repeat\(latents, 4\)"):
         train_dynamics(slow_world().dynamics, fine, [0], 8, FitSettings(steps=1))
-    for read in (lambda m: held_out_nll(m, fine, [0]), lambda m: memories(WorldModel(slow_world().vision, m), fine), lambda m: d.foretold(m, fine)):
-        with pytest.raises(ValueError, match=r"coarsen\(latents, 4\)"): read(slow_world().dynamics)
-    with pytest.raises(ValueError, match="encode the episodes anew"): held_out_nll(make_world().dynamics, d.coarsen(fine, 4), [0])
-    coarse = d.coarsen(fine, 4)
+    for read in (lambda m: held_out_nll(m, fine, [0]), lambda m: controller_inputs(WorldModel(slow_world().vision, m), fine), lambda m: d.predicted_rewards(m, fine)):
+        with pytest.raises(ValueError, match=r"apply_action_repeat\(latents, 4\)"): read(slow_world().dynamics)
+    with pytest.raises(ValueError, match="encode the episodes anew"): held_out_nll(make_world().dynamics, d.apply_action_repeat(fine, 4), [0])
+    coarse = d.apply_action_repeat(fine, 4)
     coarse.save(tmp_path / "latents.safetensors")
     assert (again := Latents.load(tmp_path / "latents.safetensors")).repeat == 4
     train_dynamics(slow_world().dynamics, again, [0], 8, FitSettings(steps=1, batch=2))
@@ -540,7 +540,7 @@ def test_m_learns_only_from_steps_of_its_own_length(tmp_path):
 def test_c_and_the_planner_decide_once_in_a_step_of_m_and_hold():
     world = slow_world()
     c = controllers_for(world, ControllerSettings(), 0.5 * np.random.default_rng(0).standard_normal((2, 39)))
-    for policy in (WorldModelPolicy(world, c, swerve=0.5), Planner(world, PlanSettings(horizon=8, hold=4, candidates=4, elites=2, rounds=1))):
+    for policy in (WorldModelPolicy(world, c, action_noise=0.5), Planner(world, PlanSettings(horizon=8, hold=4, candidates=4, elites=2, rounds=1))):
         taken, envs = [], make_envs(seeds=[100_000, 100_001], size=64)
         try: run_episodes(envs, policy, 10, on_step=lambda rows, frames, actions, *_: taken.append(np.array(actions)))
         finally: envs.close()
@@ -552,7 +552,7 @@ def test_c_and_the_planner_decide_once_in_a_step_of_m_and_hold():
 
 def test_a_dream_of_longer_steps_is_shown_as_fast_as_the_game(tmp_path):
     world = slow_world()
-    env = DreamEnv("CarRacing", world, Starts(torch.zeros(1, 4), torch.zeros(1, 4)), done="never")
+    env = DreamEnv("CarRacing", world, InitialStates(torch.zeros(1, 4), torch.zeros(1, 4)), done="never")
     assert env.metadata["render_fps"] == 12.5 and env.dream.settings.max_steps == 250
     sample = RolloutStore(data("carracing") / "sample")
     episode = max(sample.episodes(), key=len)
@@ -564,9 +564,9 @@ def test_a_dream_parts_where_it_is_no_nearer_than_any_other_frame():
     rng = torch.Generator().manual_seed(0)
     mu, logvar = torch.randn(200, 8, generator=rng).cumsum(0), torch.zeros(200, 8)
     follows = mu + 0.5 * torch.randn(200, 8, generator=rng)
-    assert d.parting(follows, mu, logvar) is None
+    assert d.divergence_step(follows, mu, logvar) is None
     leaves = torch.where(torch.arange(200)[:, None] < 90, follows, mu[0] - 40)
-    assert 65 <= d.parting(leaves, mu, logvar) <= 90
+    assert 65 <= d.divergence_step(leaves, mu, logvar) <= 90
 
 
 def make_episode(steps=120, seed=0) -> Episode:
@@ -692,7 +692,7 @@ def test_a_player_takes_the_controller_of_its_folder(world, tmp_path):
 @pytest.mark.timing
 def test_a_population_dreams_much_faster_than_one_drawn_dream():
     torch.manual_seed(0)
-    world, starts = WorldModel(VAE().eval(), MDNRNN(MDNRNNSettings(reward=True)).eval()), Starts(torch.zeros(1, 32), torch.zeros(1, 32))
+    world, starts = WorldModel(VAE().eval(), MDNRNN(MDNRNNSettings(reward=True)).eval()), InitialStates(torch.zeros(1, 32), torch.zeros(1, 32))
     fitness = DreamFitness(world, starts, ControllerSettings(), replace(NEVER, max_steps=60))
     env = DreamEnv(world=world, starts=starts, observe="frame", done="never")
     env.reset(seed=0)

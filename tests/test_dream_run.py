@@ -15,8 +15,8 @@ import solutions.dream as s
 from solutions.evaluate import EvaluateCommand
 from solutions.settings import Sections
 from test_pipeline import KILLER
-from worldmodels.controller import ControllerSettings, controllers_for, load_controller, memories
-from worldmodels.dream import DreamFitness, DreamSettings, Starts
+from worldmodels.controller import ControllerSettings, controllers_for, load_controller, controller_inputs
+from worldmodels.dream import DreamFitness, DreamSettings, InitialStates
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
@@ -77,7 +77,7 @@ def test_each_round_goes_on_from_the_one_before(whole):
     first = load_controller(whole / "01" / "checkpoints" / "0000.safetensors")[1]
     old, new = (WorldModel(WorldModel.load(whole).vision, load_model(whole / round / "dynamics.safetensors")) for round in ("00", "01"))
     driven = Latents.load(whole / "01" / "latents.safetensors")
-    decisions = lambda world, params: controllers_for(world, settings, params)(memories(world, driven), torch.zeros(len(driven.mu), dtype=torch.long))
+    decisions = lambda world, params: controllers_for(world, settings, params)(controller_inputs(world, driven), torch.zeros(len(driven.mu), dtype=torch.long))
     wanted = decisions(old, last)
     assert (decisions(new, first) - wanted).pow(2).mean() < 0.2 * wanted.var(0).mean()
 
@@ -130,11 +130,11 @@ def test_a_run_with_other_settings_is_refused_and_left_alone(whole):
 
 @pytest.mark.parametrize("flags, words", [(("--dream.temperature", "0"), "temperature must be above 0"), (("--iterate.episodes", "0"), "episodes must be"), (("--iterate.episodes", "5"), "multiple of drivers = 2"),
                                           (("--iterate.rounds", "31"), "rounds must be at most 30"),
-                                          (("--iterate.beginnings", "1"), "share from 0 to below 1"), (("--iterate.episodes", "1002"), "at most 1000"),
+                                          (("--iterate.first_frame_fraction", "1"), "share from 0 to below 1"), (("--iterate.episodes", "1002"), "at most 1000"),
                                           (("--model", "ViTWM"), "MDNRNN, TransformerMDN or TraDE"), (("--model", "TraDE"), "trade.reward must be true"),
                                           (("--dream.done", "sample", "--dynamics.done", "false"), "dynamics.done must be true"),
                                           (("--store", "runs/x", "--scout.generations", "0"), "store is not for a dream run"),
-                                          (("--dream.reward", "alive"), "must be head"), (("--iterate.swerf", "1"), "did you mean --iterate.swerve")])
+                                          (("--dream.reward", "alive"), "must be head"), (("--iterate.swerf", "1"), "did you mean --iterate.action_noise")])
 def test_settings_that_make_no_sense_are_refused_at_once(flags, words):
     with pytest.raises(ValueError, match=words): load(s.DreamRunSettings, ["--settings", "ci", *flags], part_of=Sections, command="dream")
 
@@ -150,7 +150,7 @@ def test_a_controller_is_scored_in_its_dream(whole):
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((whole / "dream.json").read_text())
     assert len(report["returns"]) == 2 and report["seeds"] == [200_000, 200_001] and report["dream"]["temperature"] == 1.0
-    world, starts = WorldModel.load(whole), Starts(**load_tensors(whole / "starts.safetensors")[0])
+    world, starts = WorldModel.load(whole), InitialStates(**load_tensors(whole / "starts.safetensors")[0])
     settings, params = load_controller(whole / "controller.safetensors")
     again = DreamFitness(world, starts, settings, DreamSettings(done="never", max_steps=20))(params[None], [200_000, 200_001])[0]
     np.testing.assert_allclose(report["returns"], again, atol=0.02)
@@ -159,7 +159,7 @@ def test_a_controller_is_scored_in_its_dream(whole):
     done = run_it("solutions.evaluate", whole, flags=("--dream", "--start", str(picture), "--dreaming.done", "never", "--dreaming.max_steps", "20"))
     assert done.returncode == 0, done.stderr[-3000:]
     from_picture = json.loads((whole / "dream.json").read_text())
-    pictured = DreamFitness(world, Starts.from_picture(world.vision, picture), settings, DreamSettings(done="never", max_steps=20))
+    pictured = DreamFitness(world, InitialStates.from_picture(world.vision, picture), settings, DreamSettings(done="never", max_steps=20))
     np.testing.assert_allclose(from_picture["returns"], pictured(params[None], [200_000, 200_001])[0], atol=0.02)
     assert from_picture["start"] == str(picture)
     picture.unlink()
@@ -204,7 +204,7 @@ def test_a_pessimist_pays_the_smaller():
     def fitness(seed, **kind):
         torch.manual_seed(seed)
         world = WorldModel(VAE(VAESettings(latent=4)), MDNRNN(MDNRNNSettings(latent=4, hidden=8, reward=True)))
-        return DreamFitness(world, Starts(torch.zeros(1, 4), torch.zeros(1, 4)), ControllerSettings(**kind), DreamSettings(done="never", max_steps=5))
+        return DreamFitness(world, InitialStates(torch.zeros(1, 4), torch.zeros(1, 4)), ControllerSettings(**kind), DreamSettings(done="never", max_steps=5))
     two = [fitness(seed, memory=False) for seed in (0, 1)]
     both, params = s.Pessimist(*two), np.ones((2, two[0].dimension))
     np.testing.assert_array_equal(both(params, [0, 1]), np.minimum(*(f(params, [0, 1]) for f in two)))

@@ -10,7 +10,7 @@ from worldmodels.tools import check as tools
 from worldmodels.tools.check import CheckFailed, check
 
 PAIRS = [(F.scaled_dot_product_attention, transformer.test_attention), (transformer.window_mask, transformer.test_window_mask),
-         (transformer.rotate, transformer.test_rotate), (transformer.ring_mask, transformer.test_ring_mask),
+         (transformer.apply_rope, transformer.test_apply_rope), (transformer.ring_mask, transformer.test_ring_mask),
          (transformer.shift, transformer.test_shift), (transformer.stop_gradient, transformer.test_stop_gradient)]
 
 
@@ -89,10 +89,10 @@ def test_a_wrong_table_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): transformer.test_window_mask(wrong)
 
 
-# Exercise 3: rotate
+# Exercise 3: apply_rope
 
 def make_rotate(exponent=-1.0, base=10_000.0, one_speed=False, dtype=torch.float64, signs=(1, -1, 1, 1), interleaved=False):
-    def rotate(x, at):
+    def apply_rope(x, at):
         half = x.shape[-1] // 2
         speed = torch.ones(half, dtype=dtype) if one_speed else base ** (exponent * torch.arange(half, dtype=dtype) / half)
         angle = at.to(dtype)[:, None] * speed
@@ -100,11 +100,11 @@ def make_rotate(exponent=-1.0, base=10_000.0, one_speed=False, dtype=torch.float
         a, b = (x[..., ::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
         first, second = signs[0] * a * cos + signs[1] * b * sin, signs[2] * a * sin + signs[3] * b * cos
         return torch.stack([first, second], -1).flatten(-2) if interleaved else torch.cat([first, second], -1)
-    return rotate
+    return apply_rope
 
 
 @pytest.mark.parametrize("right", [make_rotate(), make_rotate(interleaved=True), make_rotate(signs=(1, 1, -1, 1))])
-def test_a_right_rotation_in_other_words_passes(right): transformer.test_rotate(right)
+def test_a_right_rotation_in_other_words_passes(right): transformer.test_apply_rope(right)
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -118,7 +118,7 @@ def test_a_right_rotation_in_other_words_passes(right): transformer.test_rotate(
     (lambda x, at: x, "another position, another angle"),
     (lambda x, at: make_rotate()(x, at % 7), "distance alone")])
 def test_a_wrong_rotation_is_told(wrong, message):
-    with pytest.raises(CheckFailed, match=message): transformer.test_rotate(wrong)
+    with pytest.raises(CheckFailed, match=message): transformer.test_apply_rope(wrong)
 
 
 # Exercise 4: the ring

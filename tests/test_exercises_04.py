@@ -14,7 +14,7 @@ def record(tmp_path, monkeypatch):
 
 
 PAIRS = [(c.squash_car, c.test_squash), (c.linear_rows, c.test_linear_rows), (c.smooth_noise, c.test_smooth_noise),
-         (c.costs_of, c.test_costs), (c.bootstrap, c.test_bootstrap), (c.imitate, c.test_imitate)]
+         (c.candidate_costs, c.test_costs), (c.bootstrap, c.test_bootstrap), (c.fit_linear_controller, c.test_fit_linear_controller)]
 
 
 @pytest.mark.parametrize("reference, test", PAIRS, ids=lambda f: f.__name__)
@@ -87,12 +87,12 @@ WRONG = [
     (c.test_bootstrap, "another draw every time", lambda r: resampled(r, seed=None), "same interval"),
     (c.test_bootstrap, "mean ± 1.96 standard errors", lambda r: tuple(r.mean() + np.array([-1.96, 1.96]) * r.std() / len(r)**0.5), "is another interval"),
     (c.test_bootstrap, "always 100 drawn", lambda r: resampled(r, size=100), "1.96"),
-    (c.test_imitate, "inputs by outputs", lambda s, w: solve(s, w, transpose=False), "decides as the teacher"),
-    (c.test_imitate, "biases first", lambda s, w: solve(s, w, bias_first=True), "biases come last"),
-    (c.test_imitate, "no bias", lambda s, w: solve(s, w, bias=False), "bias"),
-    (c.test_imitate, "clipped to ±1", lambda s, w: solve(s, w, clip=1.0), "clipped to ±2"),
-    (c.test_imitate, "not clipped", lambda s, w: solve(s, w, clip=1e9), "clipped"),
-    (c.test_imitate, "squashed by tanh", lambda s, w: c.imitate(s, w.tanh()), "bias"),
+    (c.test_fit_linear_controller, "inputs by outputs", lambda s, w: solve(s, w, transpose=False), "decides as the teacher"),
+    (c.test_fit_linear_controller, "biases first", lambda s, w: solve(s, w, bias_first=True), "biases come last"),
+    (c.test_fit_linear_controller, "no bias", lambda s, w: solve(s, w, bias=False), "bias"),
+    (c.test_fit_linear_controller, "clipped to ±1", lambda s, w: solve(s, w, clip=1.0), "clipped to ±2"),
+    (c.test_fit_linear_controller, "not clipped", lambda s, w: solve(s, w, clip=1e9), "clipped"),
+    (c.test_fit_linear_controller, "squashed by tanh", lambda s, w: c.fit_linear_controller(s, w.tanh()), "bias"),
 ]
 
 

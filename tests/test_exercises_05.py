@@ -8,7 +8,7 @@ import torch
 from worldmodels import dream as d
 from worldmodels.tools.check import CheckFailed
 
-PAIRS = [(d.spread_rewards, d.test_spread_rewards), (d.deal, d.test_deal), (d.ends, d.test_ends), (d.returns_of, d.test_returns_of),
+PAIRS = [(d.spread_rewards, d.test_spread_rewards), (d.counter_uniform, d.test_counter_uniform), (d.sample_done, d.test_sample_done), (d.rollout_returns, d.test_rollout_returns),
          (d.rank_correlation, d.test_rank_correlation), (d.refit, d.test_refit)]
 
 
@@ -18,25 +18,25 @@ def test_the_reference_passes(reference, test): test(reference)
 
 # Exercise 1: share the reward
 
-def averaged(r, reach):  # a mean over the window: what lies at the ends loses or gains
+def averaged(r, radius):  # a mean over the window: what lies at the ends loses or gains
     n = len(r)
-    return torch.stack([r[max(0, t - reach):t + reach + 1].mean() for t in range(n)])
+    return torch.stack([r[max(0, t - radius):t + radius + 1].mean() for t in range(n)])
 
 
-def convolved(r, reach):  # shares that fall off the ends are lost
-    kernel = torch.ones(1, 1, 2 * reach + 1) / (2 * reach + 1)
-    return torch.nn.functional.conv1d(r[None, None], kernel, padding=reach)[0, 0]
+def convolved(r, radius):  # shares that fall off the ends are lost
+    kernel = torch.ones(1, 1, 2 * radius + 1) / (2 * radius + 1)
+    return torch.nn.functional.conv1d(r[None, None], kernel, padding=radius)[0, 0]
 
 
-def late(r, reach):  # shared by later steps only
+def late(r, radius):  # shared by later steps only
     out = torch.zeros(len(r))
-    for t, x in enumerate(r): out[t:t + reach + 1] += x / len(out[t:t + reach + 1])
+    for t, x in enumerate(r): out[t:t + radius + 1] += x / len(out[t:t + radius + 1])
     return out
 
 
-def by_hand(r, reach):
+def by_hand(r, radius):
     out = torch.zeros(len(r))
-    for t, x in enumerate(r): out[max(0, t - reach):t + reach + 1] += x / len(out[max(0, t - reach):t + reach + 1])
+    for t, x in enumerate(r): out[max(0, t - radius):t + radius + 1] += x / len(out[max(0, t - radius):t + radius + 1])
     return out
 
 
@@ -45,23 +45,23 @@ def test_a_right_spread_in_other_words_passes(): d.test_spread_rewards(by_hand)
 
 @pytest.mark.parametrize("wrong, message", [
     (averaged, "shared by those that exist"), (convolved, "shared by those that exist"), (late, "equal shares around it"),
-    (lambda r, reach: by_hand(r, reach) * (2 * reach + 1), "equal shares around it"),
-    (lambda r, reach: by_hand(r, max(1, reach)), "reach 0 changes nothing"),
-    (lambda r, reach: by_hand(r, reach)[:-1], "as many as before")])
+    (lambda r, radius: by_hand(r, radius) * (2 * radius + 1), "equal shares around it"),
+    (lambda r, radius: by_hand(r, max(1, radius)), "radius 0 changes nothing"),
+    (lambda r, radius: by_hand(r, radius)[:-1], "as many as before")])
 def test_a_wrong_spread_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): d.test_spread_rewards(wrong)
 
 
-# Exercise 2: deal
+# Exercise 2: counter_uniform
 
 def make_deal(mask=True, half=0.5, onward="last", shared=False, step=d.GOLDEN, first=1):
-    def deal(keys, count):
-        bits = d.scramble(keys[:, None] + step * torch.arange(first, first + count + 1))
+    def counter_uniform(keys, count):
+        bits = d.splitmix64(keys[:, None] + step * torch.arange(first, first + count + 1))
         if shared: bits = bits.sum(0, keepdim=True).expand(len(keys), -1)
         top = bits[:, :-1] >> 41
         u = ((top & (1 << 23) - 1 if mask else top).float() + half) / (1 << 23)
         return u, {"last": bits[:, -1], "same": keys, "one on": keys + torch.tensor(d.GOLDEN), "after": keys + torch.tensor(d.GOLDEN) * (count + 1)}[onward]
-    return deal
+    return counter_uniform
 
 
 def one_generator(keys, count):  # who the neighbours are decides what a row gets
@@ -69,7 +69,7 @@ def one_generator(keys, count):  # who the neighbours are decides what a row get
     return torch.rand(len(keys), count, generator=rng).clamp(1e-6), keys + 1
 
 
-def test_a_right_deal_in_other_words_passes(): d.test_deal(make_deal(onward="after"))
+def test_a_right_deal_in_other_words_passes(): d.test_counter_uniform(make_deal(onward="after"))
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -79,20 +79,20 @@ def test_a_right_deal_in_other_words_passes(): d.test_deal(make_deal(onward="aft
     (one_generator, "whoever the neighbours are"), (lambda k, n: (make_deal()(k, n)[0] / 2, k), "mean is 1/2"),
     (lambda k, n: (make_deal()(k, 1)[0].expand(-1, n), k), "columns are independent")])
 def test_a_wrong_deal_is_told(wrong, message):
-    with pytest.raises(CheckFailed, match=message): d.test_deal(wrong)
+    with pytest.raises(CheckFailed, match=message): d.test_counter_uniform(wrong)
 
 
 # Exercise 3: the end, by chance
 
 def make_ends(p=lambda logit, w: torch.sigmoid(logit - math.log(w)), threshold=lambda logit: logit > 0, never=False):
-    def ends(logit, s, chance):
+    def sample_done(logit, s, chance):
         if s.done == "never": return torch.full_like(logit, never, dtype=torch.bool)
         return threshold(logit) if s.done == "threshold" else chance() < p(logit, s.done_weight)
     return ends
 
 
 def test_a_right_end_in_other_words_passes():
-    d.test_ends(make_ends(p=lambda logit, w: logit.exp() / (w + logit.exp())))
+    d.test_sample_done(make_ends(p=lambda logit, w: logit.exp() / (w + logit.exp())))
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -104,13 +104,13 @@ def test_a_right_end_in_other_words_passes():
     (make_ends(threshold=lambda logit: logit > math.log(10)), "where the logit is above 0"),
     (lambda logit, s, chance: (logit > 0) & (s.done != "never"), "probability sigmoid")])
 def test_a_wrong_end_is_told(wrong, message):
-    with pytest.raises(CheckFailed, match=message): d.test_ends(wrong)
+    with pytest.raises(CheckFailed, match=message): d.test_sample_done(wrong)
 
 
 # Exercise 4: the return of a dream
 
 def make_returns(after=False, last=True, drop=True, cut_rows=True, limit=0, early=False, remember=True, late=False):
-    def returns_of(dream, act, max_steps):
+    def rollout_returns(dream, act, max_steps):
         n = len(dream)
         rows, alive, returns, lengths = torch.arange(n), torch.ones(n, dtype=torch.bool), torch.zeros(n), torch.zeros(n, dtype=torch.long)
         for _ in range(max_steps + limit):
@@ -125,10 +125,10 @@ def make_returns(after=False, last=True, drop=True, cut_rows=True, limit=0, earl
                 rows = rows[alive] if cut_rows else torch.arange(int(alive.sum()))
                 alive = alive[alive]
         return returns, lengths
-    return returns_of
+    return rollout_returns
 
 
-def test_a_right_return_in_other_words_passes(): d.test_returns_of(make_returns())
+def test_a_right_return_in_other_words_passes(): d.test_rollout_returns(make_returns())
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -137,11 +137,11 @@ def test_a_right_return_in_other_words_passes(): d.test_returns_of(make_returns(
     (make_returns(early=True), "lengths: the steps of each row"), (make_returns(late=True), "dropped as soon as half"),
     (make_returns(remember=False), "lengths: the steps of each row|none after")])
 def test_a_wrong_return_is_told(wrong, message):
-    with pytest.raises(CheckFailed, match=message): d.test_returns_of(wrong)
+    with pytest.raises(CheckFailed, match=message): d.test_rollout_returns(wrong)
 
 
 def test_rows_that_are_not_cut_are_told():
-    with pytest.raises((CheckFailed, AssertionError), match="other rows than those that are dreamt"): d.test_returns_of(make_returns(cut_rows=False))
+    with pytest.raises((CheckFailed, AssertionError), match="other rows than those that are dreamt"): d.test_rollout_returns(make_returns(cut_rows=False))
 
 
 # Exercise 5: rank correlation

@@ -10,7 +10,7 @@ from torch.distributions import Normal
 from worldmodels import mdn_rnn
 from worldmodels.mdn_rnn import (LOG_SIGMA_FLOOR, MDNRNN, MDNRNNSettings, Mixture, MixtureHead, dynamics_loss,
                                  gaussian_nll, held_out_nll, horizon_error, linear_nll, noise_nll, open_loop,
-                                 repeat_nll, run_lstm, stretches, train_dynamics, whole_episodes, windows)
+                                 repeat_nll, run_lstm, segments, train_dynamics, whole_episodes, windows)
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import load_model, save_model
 from worldmodels.vae import Latents
@@ -384,10 +384,10 @@ def test_open_loop_needs_something_to_see_and_to_dream(context):
 
 
 def test_stretches_stay_inside_their_episodes():
-    at = stretches(make_latents(), [0, 1, 2], 20)  # 31, 13 and 51 frames
+    at = segments(make_latents(), [0, 1, 2], 20)  # 31, 13 and 51 frames
     assert at[:, 0].tolist() == [0, 44, 64] and at.shape == (3, 20)
     with pytest.raises(ValueError, match="needs 60 frames, the longest of 2 episodes has 31"):
-        stretches(make_latents(), [0, 1], 60)
+        segments(make_latents(), [0, 1], 60)
 
 
 class Prophet(MDNRNN):

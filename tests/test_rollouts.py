@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from worldmodels import rollouts
-from worldmodels.rollouts import (HELD_OUT, GymnasiumEnvs, NoisePolicy, Policy, RoadFollower, Scripted, Signing, Worker,
+from worldmodels.rollouts import (HELD_OUT, GymnasiumEnvs, NoisePolicy, Policy, RoadFollower, ScriptedEnvs, LabelPolicy, Worker,
                                   collect, groups, has_envpool, make_envs, outcome, prepare, record, run_episodes)
 from worldmodels.tools.store import RolloutStore
 
@@ -114,7 +114,7 @@ def test_wrong_environments_are_refused(wrong, message):
     (np.zeros((1, 3)), [2], "from 0 to 1, got .2."), (np.zeros((1, 3)), [-1], "from 0 to 1"),
     (np.zeros((0, 3)), [], "at least one"), (np.zeros((2, 3)), [True, False], "whole numbers")])
 def test_wrong_steps_are_refused_and_change_nothing(actions, rows, message):
-    envs = Scripted([[1, 2], [3, 4]])
+    envs = ScriptedEnvs([[1, 2], [3, 4]])
     with pytest.raises(ValueError, match="call reset"): envs.step_rows(np.zeros((2, 3)), [0, 1])
     envs.reset()
     with pytest.raises(ValueError, match=message): envs.step_rows(actions, rows)
@@ -122,7 +122,7 @@ def test_wrong_steps_are_refused_and_change_nothing(actions, rows, message):
 
 
 def test_a_row_that_is_over_is_refused_until_the_next_reset():
-    envs = Scripted([[1], [3, 4]])
+    envs = ScriptedEnvs([[1], [3, 4]])
     envs.reset(), envs.step_rows(np.zeros((2, 3)), [0, 1])
     with pytest.raises(ValueError, match="the episode of row 0 is over"): envs.step_rows(np.zeros((2, 3)), [1, 0])
     envs.step_rows(np.zeros((1, 3)), [1]), envs.reset()
@@ -210,7 +210,7 @@ def test_other_seeds_take_the_place_of_the_old_ones(envs, backend):
 
 @pytest.mark.parametrize("name", rollouts.NOISES)
 def test_noise_is_the_seeds_and_within_bounds(name):
-    a, b = Scripted([[0]] * 3), Scripted([[0]] * 2)
+    a, b = ScriptedEnvs([[0]] * 3), ScriptedEnvs([[0]] * 2)
     a.seeds, b.seeds = [3, 4, 5], [5, 3]
     policies = NoisePolicy(name, 40), NoisePolicy(name, 40)
     for policy, e in zip(policies, (a, b)): policy.start(e)
@@ -235,28 +235,28 @@ def test_the_road_follower_drives(envs):
 # Driving and recording
 
 def test_rows_leave_one_by_one():
-    returns, lengths = run_episodes(Scripted([[1, 2, 4], [10] * 6, [100]]), Signing(), 5)
+    returns, lengths = run_episodes(ScriptedEnvs([[1, 2, 4], [10] * 6, [100]]), LabelPolicy(), 5)
     assert returns.tolist() == [7, 50, 100] and lengths.tolist() == [3, 5, 1]
 
 
 def test_patience_charges_the_frames_that_are_not_driven():
     stuck, lucky = [5] + [-0.1] * 99, [-0.1, -0.1, 5] + [-0.1] * 97
-    whole, lengths = run_episodes(Scripted([stuck, lucky]), Signing(), 100)
+    whole, lengths = run_episodes(ScriptedEnvs([stuck, lucky]), LabelPolicy(), 100)
     assert lengths.tolist() == [100, 100]
-    short, lengths = run_episodes(Scripted([stuck, lucky]), Signing(), 100, patience=10)
+    short, lengths = run_episodes(ScriptedEnvs([stuck, lucky]), LabelPolicy(), 100, patience=10)
     assert lengths.tolist() == [11, 13]
     np.testing.assert_allclose(short, whole, atol=1e-5)
 
 
 def test_patience_does_not_charge_the_dead():
-    returns, lengths = run_episodes(Scripted([[0, 0, 0]]), Signing(), 100, patience=3)
+    returns, lengths = run_episodes(ScriptedEnvs([[0, 0, 0]]), LabelPolicy(), 100, patience=3)
     assert returns.tolist() == [0] and lengths.tolist() == [3]
 
 
 @pytest.mark.parametrize("wrong", [dict(max_steps=0), dict(max_steps=-1), dict(patience=-1)])
 def test_wrong_numbers_are_refused(wrong):
     with pytest.raises(ValueError, match="max_steps must be at least 1, patience at least 0"):
-        run_episodes(Scripted([[1]]), Signing(), **wrong)
+        run_episodes(ScriptedEnvs([[1]]), LabelPolicy(), **wrong)
 
 
 @pytest.mark.parametrize("backend", ALL)
@@ -271,14 +271,14 @@ def test_an_episode_has_one_frame_more_than_actions(envs, backend):
 
 
 def test_what_ends_by_itself_is_not_truncated():
-    ended, cut, both = record(Scripted([[1, 1], [1] * 9, [1, 1, 1]]), Signing(), 3)
+    ended, cut, both = record(ScriptedEnvs([[1, 1], [1] * 9, [1, 1, 1]]), LabelPolicy(), 3)
     assert ended.terminated.tolist() == [False, True] and not ended.truncated.any()
     assert cut.truncated.tolist() == [False, False, True] and not cut.terminated.any()
     assert both.terminated[-1] and not both.truncated.any(), "the world's end counts where it falls on the cut"
 
 
 def test_recording_holds_every_frame_once():
-    episodes = record(Scripted([[1] * 5, [1] * 3]), Signing(), 5)
+    episodes = record(ScriptedEnvs([[1] * 5, [1] * 3]), LabelPolicy(), 5)
     assert episodes[0].frames.base is episodes[1].frames.base is not None, "frames have been copied"
 
 

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 from solutions.transformer import Permuted, nll_by_context
 from worldmodels import transformer
-from worldmodels.controller import memories
+from worldmodels.controller import controller_inputs
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, MixtureHead, held_out_nll, open_loop, train_dynamics
 from worldmodels.tools.check import CheckFailed
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
 from worldmodels.transformer import (Backbone, ClipLoss, DensityHead, TraDE, TraDESettings, TransformerMDN, TransformerSettings,
-                                     ViTWM, ViTWMSettings, attention_maps, clips, patches, ring_mask, rotate, stop_gradient,
+                                     ViTWM, ViTWMSettings, attention_maps, clips, patches, ring_mask, apply_rope, stop_gradient,
                                      train_vit_wm, window_mask)
 from worldmodels.vae import Latents
 
@@ -147,7 +147,7 @@ def walk(episodes=8, steps=40) -> Latents:
 def test_what_a_controller_would_have_seen_is_what_forward_gives(kind):
     latents, model = walk(), make(kind)
     latents.lengths[3] = 25  # an episode that ends before the others: its row leaves the state
-    seen = memories(WorldModel(SimpleNamespace(latent=5), model), latents, rows=4)
+    seen = controller_inputs(WorldModel(SimpleNamespace(latent=5), model), latents, rows=4)
     for i in (2, 3, 4):
         s = latents.episode(i)
         with torch.no_grad(): h = model(latents.mu[None, s], latents.actions[None, s]).features[0]
@@ -163,7 +163,7 @@ def test_a_broken_cache_disagrees(monkeypatch):
                             lambda at, age, context: ring_mask(at + 1, age, context)],                        # the slot beside
               "window_mask": [lambda restart, context: window_mask(restart, 10**6),                           # forward looks further back
                               lambda restart, context: window_mask(torch.zeros_like(restart), context)],      # and across restarts
-              "rotate": [lambda x, at: rotate(x, at % 6 if len(at) == 1 else at)]}  # a step's position begins anew with the ring
+              "rotate": [lambda x, at: apply_rope(x, at % 6 if len(at) == 1 else at)]}  # a step's position begins anew with the ring
     for name, wrong in broken.items():
         for function in wrong:
             monkeypatch.setattr(transformer, name, function)

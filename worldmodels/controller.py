@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SQUASHES', 'test_squash', 'squash_car', 'test_linear_rows', 'linear_rows', 'squash_clip', 'ControllerSettings',
            'Controllers', 'controllers_for', 'save_controller', 'load_controller', 'test_smooth_noise', 'smooth_noise',
-           'WorldModelPolicy', 'EvolveSettings', 'make_cma', 'drive_episodes', 'RealFitness', 'test_costs', 'costs_of',
-           'replay', 'drive_generation', 'evolve', 'test_bootstrap', 'bootstrap', 'summary', 'score_policy', 'score',
-           'OneCar', 'picture', 'beside', 'film', 'require_display', 'WindowClosed', 'leave_on_escape', 'watch_policy',
-           'watch', 'memories', 'test_imitate', 'imitate', 'carry_over']
+           'WorldModelPolicy', 'EvolveSettings', 'make_cma', 'drive_episodes', 'RealFitness', 'test_costs',
+           'candidate_costs', 'replay', 'drive_generation', 'evolve', 'test_bootstrap', 'bootstrap', 'summary',
+           'score_policy', 'score', 'OneCar', 'picture', 'beside', 'film', 'require_display', 'WindowClosed',
+           'leave_on_escape', 'watch_policy', 'watch', 'controller_inputs', 'test_fit_linear_controller',
+           'fit_linear_controller', 'carry_over']
 
 # %% ../nbs/04_controller.ipynb #bb2a37cc
 import math, os, time
@@ -180,21 +181,21 @@ def smooth_noise(rng: np.random.Generator, steps: int, dim: int, keep: float = 0
 class WorldModelPolicy(Policy):
     """V sees, C decides, M remembers: P controllers drive n rows, row r with controller r // (n / P).
 
-    `swerve` adds smooth noise of that size to C's raw outputs, for collecting data around a controller's way of driving. Where a
+    `action_noise` adds smooth noise of that size to C's raw outputs, for collecting data around a controller's way of driving. Where a
     step of M spans several frames (`action_repeat`), V looks and C decides once in so many.
     """
 
     name = "controller"
 
-    def __init__(self, world: WorldModel, controllers: Controllers, swerve: float = 0.0):
-        self.world, self.controllers, self.swerve = world, controllers, swerve
+    def __init__(self, world: WorldModel, controllers: Controllers, action_noise: float = 0.0):
+        self.world, self.controllers, self.action_noise = world, controllers, action_noise
 
     def start(self, envs):
         n, count = len(envs), len(self.controllers)
         if n % count: raise ValueError(f"{n} rows cannot be shared evenly by {count} controllers")
         self.owner = torch.arange(n) // (n // count)
         self.kept, self.state, self.t = np.arange(n), self.world.dynamics.initial(n), 0
-        if self.swerve:
+        if self.action_noise:
             generators = [np.random.default_rng([1, seed]) for seed in envs.seeds]
             self.noise = np.stack([smooth_noise(rng, 2100, self.controllers.outputs) for rng in generators])  # the longest episode: Doom's
 
@@ -216,7 +217,7 @@ class WorldModelPolicy(Policy):
         z = torch.from_numpy(z)
         seen = torch.cat([z, self.world.dynamics.features(self.state)], 1) if self.controllers.settings.memory else z
         raw = self.controllers(seen, self.owner[self.kept])
-        if self.swerve: raw = raw + self.swerve * torch.from_numpy(self.noise[self.kept, self.t])
+        if self.action_noise: raw = raw + self.action_noise * torch.from_numpy(self.noise[self.kept, self.t])
         actions = SQUASHES[self.controllers.settings.squash](raw)
         _, self.state = self.world.dynamics.step(z, actions, self.state)
         return actions.numpy()
@@ -314,7 +315,7 @@ def test_costs(costs) -> None:
     close("the penalty is decay · mean square", penalty, 0.1 * (candidates**2).mean(1))
 
 # %% ../nbs/04_controller.ipynb #d5d45319
-def costs_of(candidates: np.ndarray, returns: np.ndarray, decay: float) -> np.ndarray:
+def candidate_costs(candidates: np.ndarray, returns: np.ndarray, decay: float) -> np.ndarray:
     """What CMA-ES minimises, (P,): minus the mean of returns (P, E), plus decay · mean square of the candidates (P, D)."""
     return decay * (candidates**2).mean(1) - returns.mean(1)
 
@@ -343,7 +344,7 @@ def drive_generation(es: cma.CMAEvolutionStrategy, fitness: Callable, settings: 
     if not np.isfinite(returns).all():
         raise FloatingPointError(f"generation {generation + 1} has returns that are not finite, for candidate "
                                  f"{int((~np.isfinite(returns)).any(1).argmax())} first: look at V's and M's weights")
-    costs, means = costs_of(candidates, returns, settings.decay), returns.mean(1)
+    costs, means = candidate_costs(candidates, returns, settings.decay), returns.mean(1)
     es.tell(candidates, costs)
     return {"generation": generation + 1, "mean": means.mean(), "best": means.max(), "worst": means.min(), "sigma": es.sigma,
             "asked": candidates.sum(), "steps": getattr(fitness, "steps", 0) - before, "costs": costs.tolist()}
@@ -527,7 +528,7 @@ def watch(world: WorldModel, settings: ControllerSettings, params: np.ndarray, s
 
 # %% ../nbs/04_controller.ipynb #53310680
 @torch.inference_mode()
-def memories(world: WorldModel, latents: Latents, rows: int = 128) -> torch.Tensor:
+def controller_inputs(world: WorldModel, latents: Latents, rows: int = 128) -> torch.Tensor:
     """What C would have seen at every frame of encoded episodes: z and M's features, (frames, latent + features_dim).
 
     `rows` episodes advance side by side.
@@ -545,21 +546,21 @@ def memories(world: WorldModel, latents: Latents, rows: int = 128) -> torch.Tens
     return seen
 
 # %% ../nbs/04_controller.ipynb #79c5bc0a
-def test_imitate(imitate) -> None:
+def test_fit_linear_controller(fit_linear_controller) -> None:
     """Properties of a function (seen (n, inputs), wanted (n, outputs)) -> parameters (D,)."""
     teacher, seen = Controllers(ControllerSettings(), 4, 3, 0.3 * np.random.default_rng(0).standard_normal(15)), torch.randn(2000, 4)
     owner = torch.zeros(2000, dtype=torch.long)
-    params = np.asarray(imitate(seen, 0.2 * teacher(seen, owner)))
+    params = np.asarray(fit_linear_controller(seen, 0.2 * teacher(seen, owner)))
     shape("4 inputs and 3 outputs are 3 · 4 + 3 parameters", params, (15,))
-    steady = np.asarray(imitate(seen, torch.tensor([[0.5, -1.9, 3.0]]).expand(2000, 3)))
+    steady = np.asarray(fit_linear_controller(seen, torch.tensor([[0.5, -1.9, 3.0]]).expand(2000, 3)))
     close("a constant output is all bias, the biases come last, and what is wanted is clipped to ±2", steady, [0.0] * 12 + [0.5, -1.9, 2.0], tol=0.01)
     pupil = Controllers(ControllerSettings(), 4, 3, params)
     close("the pupil decides as the teacher does (weights as (outputs, inputs), row by row)", pupil(seen, owner), 0.2 * teacher(seen, owner), tol=0.01)
     far = 20 * teacher(seen, owner)
-    close("what is wanted is clipped to ±2 first", imitate(seen, far), imitate(seen, far.clamp(-2, 2)))
+    close("what is wanted is clipped to ±2 first", fit_linear_controller(seen, far), fit_linear_controller(seen, far.clamp(-2, 2)))
 
 # %% ../nbs/04_controller.ipynb #9a2b6fbe
-def imitate(seen: torch.Tensor, wanted: torch.Tensor, ridge: float = 1e-3) -> np.ndarray:
+def fit_linear_controller(seen: torch.Tensor, wanted: torch.Tensor, ridge: float = 1e-3) -> np.ndarray:
     """The linear C that comes nearest to the raw outputs `wanted` (n, outputs) on the inputs `seen` (n, inputs), by least squares.
 
     Raw outputs are clipped to ±2, where tanh is all but flat. Returns parameters (D,), weights before bias.
@@ -581,5 +582,5 @@ def carry_over(old: WorldModel, settings: ControllerSettings, params: np.ndarray
     if settings.hidden or not (settings.bias and settings.memory):
         raise ValueError(f"only a linear C with a bias that sees M's memory can be carried over, not {settings}")
     if not before.lengths.equal(after.lengths): raise ValueError("before and after must be one and the same driving: their episodes differ in length")
-    seen = memories(old, before)
-    return imitate(memories(new, after), controllers_for(old, settings, params)(seen, torch.zeros(len(seen), dtype=torch.long)))
+    seen = controller_inputs(old, before)
+    return fit_linear_controller(controller_inputs(new, after), controllers_for(old, settings, params)(seen, torch.zeros(len(seen), dtype=torch.long)))

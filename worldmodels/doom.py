@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TAKE_COVER', 'MAX_TICS', 'V_DOOM', 'M_DOOM', 'C_DOOM', 'doom_sections', 'test_buttons', 'survive', 'Runner',
-           'Restless', 'replay_health', 'fire', 'test_done_loss', 'done_loss', 'test_done_probability', 'done_logits',
-           'test_reliability', 'reliability', 'platt', 'calibrate', 'survive_dreams', 'test_survived', 'survived',
-           'dream_on', 'OneGame', 'play', 'film']
+           'RandomHoldPolicy', 'replay_health', 'fire', 'test_done_loss', 'done_loss', 'test_done_probability',
+           'done_logits', 'test_reliability', 'reliability', 'platt', 'calibrate', 'survive_dreams', 'test_survived',
+           'survived', 'dream_on', 'OneGame', 'play', 'film']
 
 # %% ../nbs/06_doom.ipynb #ea14079c
 import math
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from .controller import ControllerSettings, WorldModelPolicy, controllers_for
-from .dream import Dream, DreamSettings, Starts, decide, returns_of
+from .dream import Dream, DreamSettings, InitialStates, decide, rollout_returns
 from .mdn_rnn import MDNRNNSettings, require_steps, whole_episodes
 from .rollouts import DoomEnvs, DoomRows, Policy, buttons, doom_game, held, make_envs, record, run_episodes
 from .tools.check import close, equal, shape, that
@@ -83,7 +83,7 @@ class Runner(Policy):
         return np.full((len(rows), 1), 1.0 if right else -1.0, np.float32)
 
 # %% ../nbs/06_doom.ipynb #606df934
-class Restless(Policy):
+class RandomHoldPolicy(Policy):
     """Uniform actions, each held for 1 to `longest[k]` tics, where k is the episode's seed modulo their number; drawn from that seed."""
 
     name = "restless"
@@ -228,13 +228,13 @@ def calibrate(model: Dynamics, latents: Latents, episodes: Sequence[int], weight
     return a, b
 
 # %% ../nbs/06_doom.ipynb #7c117c05
-def survive_dreams(world: WorldModel, starts: Starts, settings: DreamSettings, policy: Policy, seeds: Sequence[int]) -> np.ndarray:
+def survive_dreams(world: WorldModel, starts: InitialStates, settings: DreamSettings, policy: Policy, seeds: Sequence[int]) -> np.ndarray:
     """Tics that a policy which does not look at frames survives in dreams, one for every seed: (n,); of its actions M gets the mean over a step."""
     dream, repeat = Dream(world, starts, settings), world.dynamics.action_repeat
     dream.begin(seeds)
     policy.start(SimpleNamespace(seeds=list(seeds), action_space=gymnasium.spaces.Box(np.float32([-1]), np.float32([1]))))
     act = lambda dream, rows: torch.from_numpy(np.mean([policy.act(None, rows.numpy()) for _ in range(repeat)], 0))
-    return repeat * returns_of(dream, act, settings.max_steps)[1].numpy()
+    return repeat * rollout_returns(dream, act, settings.max_steps)[1].numpy()
 
 # %% ../nbs/06_doom.ipynb #d78c2112
 def test_survived(survived: Callable) -> None:
@@ -257,7 +257,7 @@ def survived(done: torch.Tensor) -> torch.Tensor:
 
 # %% ../nbs/06_doom.ipynb #47b28566
 @torch.inference_mode()
-def dream_on(world: WorldModel, controller: ControllerSettings, params: np.ndarray, starts: Starts, settings: DreamSettings,
+def dream_on(world: WorldModel, controller: ControllerSettings, params: np.ndarray, starts: InitialStates, settings: DreamSettings,
              seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Dreams of one controller to their last step, whoever has died: z (steps + 1, n, latent) and done's logits (steps, n)."""
     dream, c = Dream(world, starts, settings), controllers_for(world, controller, params)

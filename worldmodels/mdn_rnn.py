@@ -6,7 +6,7 @@
 __all__ = ['LOG_SIGMA_FLOOR', 'test_nll', 'test_sample', 'Mixture', 'MixtureHead', 'test_lstm_step', 'run_lstm',
            'HeadsPrediction', 'MDNRNNSettings', 'check_widths', 'MDNRNN', 'resample', 'windows', 'test_dynamics_loss',
            'dynamics_loss', 'require_actions', 'require_steps', 'train_dynamics', 'whole_episodes', 'held_out_nll',
-           'gaussian_nll', 'repeat_nll', 'linear_nll', 'noise_nll', 'stretches', 'test_open_loop', 'open_loop',
+           'gaussian_nll', 'repeat_nll', 'linear_nll', 'noise_nll', 'segments', 'test_open_loop', 'open_loop',
            'horizon_error']
 
 # %% ../nbs/02_mdn_rnn.ipynb #40b6f526
@@ -375,7 +375,7 @@ def require_actions(width: int, model: Dynamics) -> None:
 def require_steps(latents: Latents, model: Dynamics) -> None:
     """A ValueError where a step of `latents` is not one of `model`."""
     if latents.repeat == model.action_repeat: return
-    remedy = f"coarsen(latents, {model.action_repeat}) of chapter 05 makes them fit" if model.action_repeat % latents.repeat == 0 else "encode the episodes anew"
+    remedy = f"apply_action_repeat(latents, {model.action_repeat}) of chapter 05 makes them fit" if model.action_repeat % latents.repeat == 0 else "encode the episodes anew"
     raise ValueError(f"a step of these latents spans {latents.repeat} frames and one of this {type(model).__name__} {model.action_repeat}: {remedy}")
 
 # %% ../nbs/02_mdn_rnn.ipynb #06d90703
@@ -449,8 +449,8 @@ def noise_nll(latents: Latents, episodes) -> torch.Tensor:
     return torch.stack([entropy[latents.episode(i)][1:].mean() for i in episodes])
 
 # %% ../nbs/02_mdn_rnn.ipynb #b7b6760e
-def stretches(latents: Latents, episodes, length: int) -> torch.Tensor:
-    """Frames of stretches of `length` frames, one behind the other through each episode: indices (n, length).
+def segments(latents: Latents, episodes, length: int) -> torch.Tensor:
+    """Frames of segments of `length` frames, one behind the other through each episode: indices (n, length).
 
     Raises ValueError if no episode is that long.
     """
@@ -500,13 +500,13 @@ def open_loop(model: Dynamics, z: torch.Tensor, a: torch.Tensor, context: int, t
 # %% ../nbs/02_mdn_rnn.ipynb #25d7a3cf
 def horizon_error(model: Dynamics, latents: Latents, episodes, context: int = 50, horizon: int = 100,
                   temperature: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distance from V's mu of the real frame, of a dream and of the last z kept: two (stretches, horizon).
+    """Distance from V's mu of the real frame, of a dream and of the last z kept: two (segments, horizon).
 
     Root mean square over dimensions, each in V's sd: a draw by V scores 1. Column k is k + 1 steps after the last real
     z. Raises ValueError if no episode has context + horizon frames.
     """
     require_steps(latents, model)
-    at = stretches(latents, episodes, context + horizon)
+    at = segments(latents, episodes, context + horizon)
     z = resample(latents, at, torch.Generator().manual_seed(seed))
     dreams = open_loop(model, z, latents.actions[at], context, temperature, seed)
     mu, sigma = latents.mu[at[:, context:]], torch.exp(0.5 * latents.logvar[at[:, context:]])

@@ -7,9 +7,9 @@ __all__ = ['TRAINING', 'VALIDATION', 'HELD_OUT', 'scratch_folder', 'ROWS', 'BACK
            'check_seeds', 'check_rows', 'check_actions', 'Envs', 'EnvPoolEnvs', 'outcome', 'GymnasiumRows', 'serve',
            'Worker', 'GymnasiumEnvs', 'buttons', 'prepare_doom', 'require_vizdoom', 'doom_game', 'DoomRows', 'DoomEnvs',
            'has_envpool', 'choose_backend', 'make_envs', 'white_noise', 'test_brownian', 'brownian', 'test_held',
-           'held', 'Policy', 'NoisePolicy', 'Scripted', 'Signing', 'test_drive', 'run_episodes', 'test_road_offset',
-           'road_offset', 'RoadFollower', 'test_record', 'Recorder', 'record', 'CollectSettings', 'recorded', 'groups',
-           'collect']
+           'held', 'Policy', 'NoisePolicy', 'ScriptedEnvs', 'LabelPolicy', 'test_drive', 'run_episodes',
+           'test_road_offset', 'road_offset', 'RoadFollower', 'test_record', 'Recorder', 'record', 'CollectSettings',
+           'recorded', 'groups', 'collect']
 
 # %% ../nbs/00_rollouts.ipynb #c5ce5eed
 import os
@@ -472,7 +472,7 @@ class NoisePolicy(Policy):
         return self.actions[rows, self.t - 1]
 
 # %% ../nbs/00_rollouts.ipynb #78f89066
-class Scripted(Envs):
+class ScriptedEnvs(Envs):
     """A world for tests: row r pays `rewards[r]`, one a step, and is over after the last; frames show row and step."""
 
     def __init__(self, rewards: Sequence[Sequence[float]]):
@@ -494,7 +494,7 @@ class Scripted(Envs):
         over = np.array([self.t[r] == len(self.rewards[r]) for r in rows])
         return self._frames(rows), rewards, over, np.zeros(len(rows), bool)
 
-class Signing(Policy):
+class LabelPolicy(Policy):
     """A policy for tests: steers by row, presses the gas by step, and keeps what it was shown."""
 
     t = None
@@ -511,21 +511,21 @@ class Signing(Policy):
 def test_drive(drive: Callable) -> None:
     """A function drive(envs, policy, max_steps) -> (returns, lengths): every row gets what is its own, and no more."""
     from worldmodels.tools.check import close, equal, that
-    script, policy = [[1, 2, 4], [10] * 6, [100], [0, 0, 0, 5]], Signing()
-    returns, lengths = drive(Scripted(script), policy, 100)
+    script, policy = [[1, 2, 4], [10] * 6, [100], [0, 0, 0, 5]], LabelPolicy()
+    returns, lengths = drive(ScriptedEnvs(script), policy, 100)
     equal("lengths: the steps of each row", np.asarray(lengths), np.array([3, 6, 1, 4]))
     close("returns: all rewards of a row, its last included, and nobody else's", returns, [7, 60, 100, 5])
     that("the policy is asked about at least one row", all(len(rows) for _, rows in policy.shown))
     for shown, rows in policy.shown: equal("the policy is shown the frames of the rows it is asked about", shown, rows)
     equal("once a step, it is asked about all living rows", [len(rows) for _, rows in policy.shown], [4, 3, 3, 2, 1, 1])
-    returns, lengths = drive(Scripted(script), Signing(), 2)
+    returns, lengths = drive(ScriptedEnvs(script), LabelPolicy(), 2)
     equal("nobody drives longer than max_steps", np.asarray(lengths), np.array([2, 2, 1, 2]))
     close("rewards after max_steps do not count", returns, [3, 20, 100, 0])
-    class Clocked(Scripted):  # a clock ends its episodes, not the world
+    class Clocked(ScriptedEnvs):  # a clock ends its episodes, not the world
         def _step(self, actions, rows):
             frames, rewards, over, no = super()._step(actions, rows)
             return frames, rewards, no, over
-    equal("a row leaves when it is truncated, too", np.asarray(drive(Clocked([[1, 2, 4], [10] * 6]), Signing(), 100)[1]), np.array([3, 6]))
+    equal("a row leaves when it is truncated, too", np.asarray(drive(Clocked([[1, 2, 4], [10] * 6]), LabelPolicy(), 100)[1]), np.array([3, 6]))
 
 # %% ../nbs/00_rollouts.ipynb #dfaf6f25
 def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 0,
@@ -621,9 +621,9 @@ def test_record(record: Callable) -> None:
     """A function record(envs, policy, max_steps) -> one Episode a row: everything stands where it belongs."""
     from worldmodels.tools.check import close, equal, that
     script = [[1, 2, 4], [10] * 6, [100]]
-    world = Scripted(script)
+    world = ScriptedEnvs(script)
     world.reseed([7, 3, 5])
-    episodes = record(world, Signing(), 4)
+    episodes = record(world, LabelPolicy(), 4)
     equal("one episode a row", len(episodes), 3)
     for row, (episode, steps) in enumerate(zip(episodes, (3, 4, 1))):
         name = f"row {row}, which drives {steps} steps: "

@@ -321,8 +321,8 @@ def decode_frames(vision: Vision, z: np.ndarray, batch: int = 256) -> np.ndarray
         return torch.cat([vision.decode(part.to(device)).float().cpu() for part in z.split(batch)]).numpy()
 
 # %% ../nbs/01_vae.ipynb #63fcc64c
-def latent_sliders(vision: Vision, z: np.ndarray, dims: Sequence[int], reach: float = 3.0) -> ipywidgets.HBox:
-    """The picture of z (latent,) beside a slider, -reach to reach, for each number in `dims`; moving one redraws it.
+def latent_sliders(vision: Vision, z: np.ndarray, dims: Sequence[int], slider_range: float = 3.0) -> ipywidgets.HBox:
+    """The picture of z (latent,) beside a slider, -slider_range to slider_range, for each number in `dims`; moving one redraws it.
 
     Raises ValueError for a z of another shape or a number that z does not have.
     """
@@ -330,7 +330,7 @@ def latent_sliders(vision: Vision, z: np.ndarray, dims: Sequence[int], reach: fl
         raise ValueError(f"z must be ({vision.latent},) and dims below {vision.latent}, "
                          f"got {np.shape(z)} and {list(dims)}")
     picture = ipywidgets.Image(format="png", width=320, height=320)
-    sliders = [ipywidgets.FloatSlider(float(z[d]), min=min(-reach, z[d]), max=max(reach, z[d]), step=0.05,
+    sliders = [ipywidgets.FloatSlider(float(z[d]), min=min(-slider_range, z[d]), max=max(slider_range, z[d]), step=0.05,
                                       description=f"z[{d}]") for d in dims]
 
     def draw(_=None) -> None:
