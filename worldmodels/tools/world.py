@@ -18,6 +18,7 @@ from torch import nn
 
 import worldmodels
 from .files import replacing
+from .games import GameSpec, find_game
 
 # %% ../../nbs/tools/world.ipynb #7c09fbc1
 class State:
@@ -56,7 +57,8 @@ class Vision(nn.Module):
 
 # %% ../../nbs/tools/world.ipynb #19bb1d17
 class Prediction:
-    """What M expects after (z_t, a_t): the density of z_{t+1}, and, where it has the heads, reward and done."""
+    """What M expects after (z_t, a_t): the density of z_{t+1}, and, where it has the heads, reward and
+    done."""
 
     reward: torch.Tensor | None = None  # (…,) expected reward of the step
     done: torch.Tensor | None = None    # (…,) logit of `terminated`
@@ -66,18 +68,22 @@ class Prediction:
         raise NotImplementedError
 
     def sample(self, temperature: float = 1.0, generator: torch.Generator | None = None) -> torch.Tensor:
-        """A draw of z_{t+1}, (…, latent); all chance comes through `uniform` and `normal` from `generator`."""
+        """A draw of z_{t+1}, (…, latent); all chance comes through `uniform` and `normal` from
+        `generator`."""
         raise NotImplementedError
 
 # %% ../../nbs/tools/world.ipynb #8866ced2
 def uniform(shape, generator=None, device=None) -> torch.Tensor:
-    """Uniform numbers from 0 to 1 from torch's `generator` (None: its global one), or from anything with such a `uniform(shape, device)`."""
-    if isinstance(generator, torch.Generator | None): return torch.rand(shape, generator=generator, device=device)
+    """Uniform numbers from 0 to 1 from torch's `generator` (None: its global one), or from anything with
+    such a `uniform(shape, device)`."""
+    if isinstance(generator, torch.Generator | None):
+        return torch.rand(shape, generator=generator, device=device)
     return generator.uniform(shape, device)
 
 def normal(shape, generator=None, device=None) -> torch.Tensor:
     """Standard normal numbers; `generator` as in `uniform`."""
-    if isinstance(generator, torch.Generator | None): return torch.randn(shape, generator=generator, device=device)
+    if isinstance(generator, torch.Generator | None):
+        return torch.randn(shape, generator=generator, device=device)
     return generator.normal(shape, device)
 
 # %% ../../nbs/tools/world.ipynb #188e3a89
@@ -107,7 +113,8 @@ class Dynamics(nn.Module):
 
 # %% ../../nbs/tools/world.ipynb #c16bc23a
 _registry: dict[str, tuple[type, type]] = {}
-CHAPTERS = {"VAE": "worldmodels.vae", "MDNRNN": "worldmodels.mdn_rnn",  # where this package's own classes live: imported when first asked for
+# where this package's own classes live: imported when first asked for
+CHAPTERS = {"VAE": "worldmodels.vae", "MDNRNN": "worldmodels.mdn_rnn",
             **dict.fromkeys(("TransformerMDN", "TraDE", "ViTWM"), "worldmodels.transformer")}
 
 def register(settings: type):
@@ -121,7 +128,8 @@ def registered(name: str) -> tuple[type, type]:
     """The class `name` and its settings dataclass; a ValueError names the known ones."""
     if name in CHAPTERS: importlib.import_module(CHAPTERS[name])
     if name not in _registry:
-        raise ValueError(f"no model class {name!r} is registered; known are {', '.join(sorted(_registry)) or 'none'}. "
+        raise ValueError(f"no model class {name!r} is registered; known are "
+                         f"{', '.join(sorted(_registry)) or 'none'}. "
                          "Import the module that defines it before loading.")
     return _registry[name]
 
@@ -129,7 +137,8 @@ def registered(name: str) -> tuple[type, type]:
 def save_tensors(path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> None:
     """Write a safetensors file and a JSON-able `metadata`, replacing `path` in one step."""
     with replacing(path) as tmp:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp, metadata={"json": json.dumps(metadata or {})})
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, tmp,
+                  metadata={"json": json.dumps(metadata or {})})
         tmp.chmod(0o644)  # safetensors lets only its owner read
 
 def load_tensors(path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -138,8 +147,10 @@ def load_tensors(path) -> tuple[dict[str, torch.Tensor], dict]:
     if not path.exists(): raise FileNotFoundError(f"no weights at {path}")
     try:
         with safe_open(path, "pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, json.loads((file.metadata() or {}).get("json", "{}"))
-    except SafetensorError as error: raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+            return {k: file.get_tensor(k)
+                    for k in file.keys()}, json.loads((file.metadata() or {}).get("json", "{}"))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
 # %% ../../nbs/tools/world.ipynb #3f284229
 def save_model(path, model: nn.Module, half: bool = False, **card) -> None:
@@ -148,14 +159,17 @@ def save_model(path, model: nn.Module, half: bool = False, **card) -> None:
     `half` stores float16. `card` is anything JSON-able worth knowing about the weights: command, data, score.
     """
     tensors = {k: v.half() if half and v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_tensors(path, tensors, {"class": type(model).__name__, "settings": asdict(model.settings), "card": card})
+    save_tensors(path, tensors, {"class": type(model).__name__, "settings": asdict(model.settings),
+                                 "card": card})
 
 def load_model(path, expect: type = nn.Module) -> nn.Module:
-    """The model that `save_model` wrote, in eval mode; a ValueError says what the file holds instead of `expect`."""
+    """The model that `save_model` wrote, in eval mode; a ValueError says what the file holds instead of
+    `expect`."""
     tensors, metadata = load_tensors(path)
     if metadata.get("same_as_vision"): return load_model(Path(path).with_name("vision.safetensors"), expect)
     if "class" not in metadata:
-        raise ValueError(f"{path} holds tensors, but does not say of which model; save_model writes such a file")
+        raise ValueError(f"{path} holds tensors, but does not say of which model; save_model writes such a "
+                         "file")
     cls, settings = registered(metadata["class"])
     if not issubclass(cls, expect):
         raise ValueError(f"{path} holds a {cls.__name__}, and a {expect.__name__} was asked for")
@@ -164,39 +178,70 @@ def load_model(path, expect: type = nn.Module) -> nn.Module:
     return model.eval()
 
 # %% ../../nbs/tools/world.ipynb #22dec768
-class WorldModel:
-    """V and M together, two models or one that is both; `save(folder)` and `WorldModel.load(folder)`."""
+# files from before a world model named its game: numbers in an action, the game
+_UNNAMED = {3: "CarRacing", 1: "TakeCover"}
 
-    def __init__(self, vision: Vision, dynamics: Dynamics):
+class WorldModel:
+    """V and M of a game, two models or one that is both; `save(folder)` and `WorldModel.load(folder)`.
+
+    `game` is a `GameSpec`, the name of one, or None, where nothing needs to be known of it. Raises ValueError
+    where latents or actions do not fit.
+    """
+
+    def __init__(self, vision: Vision, dynamics: Dynamics, game: GameSpec | str | None = None):
         if vision.latent != dynamics.latent:
             raise ValueError(f"vision {type(vision).__name__} has a latent of {vision.latent}, "
                              f"dynamics {type(dynamics).__name__} expects {dynamics.latent}")
         self.vision, self.dynamics = vision, dynamics
+        self._game = None if game is None else find_game(game)
+        if self._game and dynamics.action_dim != self._game.action_dim:
+            raise ValueError(f"{self._game.name} has {self._game.action_dim} numbers in an action, "
+                             f"this {type(dynamics).__name__} expects {dynamics.action_dim}")
+
+    @property
+    def game(self) -> GameSpec:
+        """The game; a ValueError where it was never said."""
+        if self._game is None:
+            raise ValueError("this world model does not say of which game it is: WorldModel(vision, "
+                             "dynamics, game=…)")
+        return self._game
 
     def save(self, folder, half: bool = False, **card) -> None:
         """Write both models into `folder`, made if missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        if self._game: card["game"] = self._game.name
         save_model(folder / "vision.safetensors", self.vision, half, **card)
-        if self.dynamics is self.vision: save_tensors(folder / "dynamics.safetensors", {}, {"same_as_vision": True})
+        if self.dynamics is self.vision:
+            save_tensors(folder / "dynamics.safetensors", {}, {"same_as_vision": True, "card": card})
         else: save_model(folder / "dynamics.safetensors", self.dynamics, half, **card)
 
     @classmethod
     def load(cls, folder) -> "WorldModel":
-        """The world model of a folder; a FileNotFoundError says what is missing and how to make it."""
+        """The world model of a folder; a FileNotFoundError says what is missing and how to make it.
+
+        Raises ValueError for a game that is not in the registry: import the file that registers it first.
+        """
         folder = Path(folder)
         for name, maker in (("vision", "solutions.vae"), ("dynamics", "solutions.mdn_rnn")):
             if not (folder / f"{name}.safetensors").exists():
-                raise FileNotFoundError(f"{folder} has no {name}.safetensors; `python -m {maker}` trains one, "
+                raise FileNotFoundError(f"{folder} has no {name}.safetensors; `python -m {maker}` trains "
+                                        "one, "
                                         "`python -m solutions.train` all of them")
-        vision, one = load_model(folder / "vision.safetensors", Vision), load_tensors(folder / "dynamics.safetensors")[1].get("same_as_vision")
-        return cls(vision, vision if one and isinstance(vision, Dynamics) else load_model(folder / "dynamics.safetensors", Dynamics))
+        vision = load_model(folder / "vision.safetensors", Vision)
+        about = load_tensors(folder / "dynamics.safetensors")[1]
+        if about.get("same_as_vision") and isinstance(vision, Dynamics): dynamics = vision
+        else: dynamics = load_model(folder / "dynamics.safetensors", Dynamics)
+        game = about.get("card", {}).get("game") or _UNNAMED.get(getattr(dynamics, "action_dim", None))
+        return cls(vision, dynamics, game)
 
 # %% ../../nbs/tools/world.ipynb #fbcfc3a7
 def data(name: str = "carracing") -> Path:
-    """The folder of recorded samples and pretrained weights of an environment; a FileNotFoundError says how to get it."""
+    """The folder of recorded samples and pretrained weights of an environment; a FileNotFoundError says
+    how to get it."""
     folder = Path(worldmodels.__file__).parents[1] / "data" / name
     if not folder.is_dir():
-        raise FileNotFoundError(f"no {folder}: it comes with the repository, so `git checkout -- data` in your clone brings it back; "
+        raise FileNotFoundError(f"no {folder}: it comes with the repository, so `git checkout -- data` in "
+                                "your clone brings it back; "
                                 "a package installed without a clone does not have it")
     return folder
