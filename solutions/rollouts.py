@@ -1,4 +1,4 @@
-"""Stage 1 of a run: random driving, on the fast environment and on the official one; or other people's data, imported; answers to chapter 00's exercises.
+"""Stage 1 of a run: random driving, or other people's data, imported; answers to chapter 00's exercises.
 
 python -m solutions.rollouts --settings quick --run runs/car
 python -m solutions.rollouts import PATH --to STORE
@@ -12,20 +12,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from solutions.settings import TrainSettings, command, open_run
-from worldmodels.rollouts import NoisePolicy, RoadFollower, collect
+from worldmodels.collect import collect
+from worldmodels.rollouts import NoisePolicy, RoadFollower
 from worldmodels.tools.importers import ImportSettings, import_episodes, natural, read_latents
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.vae import Latents
 
+from .settings import TrainSettings, command, open_run
+
 
 def drive_randomly(folder: Path, s: TrainSettings) -> RolloutStore:
-    """The store of a run, with its random episodes."""
-    store, c = RolloutStore.create(folder / "store", "CarRacing-v3", s.collect.size, 3), s.collect
+    """The store of a run, with its random episodes: on the fast environment, and on the official one where
+    that is another."""
+    c, game = s.collect, s.spec
+    store = RolloutStore.create(folder / "store", game.env_id, c.size, game.action_dim)
     noise = NoisePolicy(c.noise, c.max_steps)
     collect(store, noise, c.episodes, "fast", 0, c.max_steps, c.rows, "random")
-    return collect(store, noise, c.official, "gymnasium", 10_000, c.max_steps, c.rows, "random")
+    if game.official: collect(store, noise, c.official, game.official, 10_000, c.max_steps, c.rows, "random")
+    return store
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,19 @@ class ImportCommand(ImportSettings):
 
 
 def import_latents(path: Path, to: Path) -> Latents:
-    """Ready latents of the folders `path`/episode_* in one file. Raises ValueError that names the folder that is broken; nothing is written then."""
+    """Ready latents of the folders `path`/episode_* in one file.
+
+    Raises ValueError that names the folder that is broken; nothing is written then.
+    """
     folders = sorted(path.glob("episode_*"), key=natural)
     if not folders: raise ValueError(f"{path} holds no folder episode_*")
     found = [read_latents(folder) for folder in folders]
-    for folder, (mu, _, actions) in zip(folders, found):
-        if (mu.shape[1], actions.shape[1]) != (found[0][0].shape[1], found[0][2].shape[1]):
-            raise ValueError(f"{folder}: {mu.shape[1]} numbers a latent and {actions.shape[1]} an action; the first folder has "
-                             f"{found[0][0].shape[1]} and {found[0][2].shape[1]}")
+    widths = [(mu.shape[1], actions.shape[1]) for mu, _, actions in found]
+    for folder, (latent, action_dim) in zip(folders, widths):
+        if (latent, action_dim) != widths[0]:
+            raise ValueError(f"{folder}: {latent} numbers a latent and {action_dim} an action; the first "
+                             "folder has "
+                             f"{widths[0][0]} and {widths[0][1]}")
     lengths = torch.tensor([len(mu) for mu, _, _ in found])
     mu, logvar, actions = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*found))
     latents = Latents(mu, logvar, actions, torch.zeros(len(mu)), torch.zeros(len(mu), dtype=torch.bool),
@@ -58,7 +68,8 @@ def import_latents(path: Path, to: Path) -> Latents:
 
 def import_main(args: list[str]) -> None:
     """`import PATH`, with the flags of `ImportCommand`."""
-    if not args or args[0].startswith("-"): raise ValueError("import needs a path: python -m solutions.rollouts import PATH --to STORE")
+    if not args or args[0].startswith("-"):
+        raise ValueError("import needs a path: python -m solutions.rollouts import PATH --to STORE")
     s = load(ImportCommand, args[1:], description=__doc__)
     if s.latents:
         latents = import_latents(Path(args[0]), Path(s.to))
@@ -70,7 +81,10 @@ def import_main(args: list[str]) -> None:
 
 
 class Braker(RoadFollower):
-    """Exercise 7, a start: it also looks far ahead, and brakes where the road lies across the picture. There is no one answer."""
+    """Exercise 7, a start: it also looks far ahead, and brakes where the road lies across the picture.
+
+    There is no one answer.
+    """
 
     name = "braker"
 
@@ -78,15 +92,20 @@ class Braker(RoadFollower):
         actions = super().act(frames, rows)
         size = frames.shape[1]
         far = frames[:, size * 5 // 16:size * 7 // 16, :, 1] < 150  # (n, rows, size): what is not grass
-        width = far.any(1).sum(1) / size                            # a bend lies across the picture: it is wide
+        # a bend lies across the picture: it is wide
+        width = far.any(1).sum(1) / size
         actions[:, 2] = np.maximum(actions[:, 2], 0.3 * ((width > 0.5) & (self.speed[rows] > 0.6)))
         return actions
 
 
 def gap_in_parts(error: Callable, vision: tuple, fast: np.ndarray, official: np.ndarray) -> dict[str, float]:
-    """Exercise 8: `error(frames, *vision)` on unseen frames (n, size, size, 3) uint8 of both kinds, and on official ones made 2 brighter."""
+    """Exercise 8: `error(frames, *vision)` on unseen frames (n, size, size, 3) uint8 of three kinds.
+
+    They are EnvPool's, the official ones, and the official ones made 2 brighter.
+    """
     brighter = np.minimum(official, 253) + 2  # in uint8 254 + 3 would be 1
-    return {"EnvPool's": error(fast, *vision), "official": error(official, *vision), "official, 2 brighter": error(brighter, *vision)}
+    frames = {"EnvPool's": fast, "official": official, "official, 2 brighter": brighter}
+    return {name: error(x, *vision) for name, x in frames.items()}
 
 
 def main() -> None:

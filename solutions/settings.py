@@ -2,14 +2,17 @@
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from worldmodels.baselines import PPOSettings
+from worldmodels.collect import CollectSettings
 from worldmodels.controller import ControllerSettings, EvolveSettings
+from worldmodels.dream import DreamSettings
 from worldmodels.mdn_rnn import MDNRNNSettings
-from worldmodels.rollouts import CollectSettings
+from worldmodels.tools.bounds import above, at_least
+from worldmodels.tools.games import GameSpec, find_game
 from worldmodels.tools.settings import claim_run_folder, load
 from worldmodels.tools.store import RolloutStore, estimate_bytes, require_space
 from worldmodels.tools.training import FitSettings
@@ -19,7 +22,10 @@ from worldmodels.vae import VAESettings
 
 @dataclass(frozen=True)
 class ScoutSettings:
-    """A first, short V, M and C on random driving. Its controller then drives the episodes that the real ones learn from."""
+    """A first, short V, M and C on random driving.
+
+    Its controller then drives the episodes that the real ones learn from.
+    """
 
     generations: int = 0
     """generations of the scout's C; 0 is no scout: everything learns from random driving, as in the paper"""
@@ -34,7 +40,8 @@ class ScoutSettings:
     official: int = 32
     """episodes that it drives on the official one"""
     action_noise: float = 0.3
-    """size of the smooth noise added to what its C decides, so that the data shows mistakes and how to mend them"""
+    """size of the smooth noise added to what its C decides, so that the data shows mistakes and how to
+    mend them"""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,8 @@ class EvaluateSettings:
     """steps after which an episode is cut"""
 
 
-M_FIELDS = {"MDNRNN": "dynamics", "TransformerMDN": "transformer", "TraDE": "trade", "ViTWM": "vit_wm"}  # class of M: its settings
+# class of M: its settings
+M_FIELDS = {"MDNRNN": "dynamics", "TransformerMDN": "transformer", "TraDE": "trade", "ViTWM": "vit_wm"}
 
 
 @dataclass(frozen=True)
@@ -60,52 +68,175 @@ class TrainSettings:
     """start anew, even if the folder holds a run"""
     seed: int = 0
     """seed of weights, noise and evolution"""
+    game: str = "CarRacing"
+    """what is played: a game in the registry (worldmodels.tools.games); its entry says what its settings
+    are by default"""
+    game_file: str = ""
+    """a Python file that enters a game of your own with `register_game`"""
     store: str = ""
     """recorded episodes to learn from, such as imported ones; empty: the run drives for its own"""
     vision: str = ""
     """weights of a V to take, such as another run's vision.safetensors; empty: the run trains its own"""
     latents: str = ""
-    """ready latents for `solutions.mdn_rnn` to learn from, with no V and no store; empty: V encodes the store"""
-    collect: CollectSettings = field(default_factory=CollectSettings)
-    scout: ScoutSettings = field(default_factory=ScoutSettings)
-    vae: VAESettings = field(default_factory=VAESettings)
-    vae_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=1_000_000, batch=100, lr=1e-4))
+    """ready latents for `solutions.mdn_rnn` to learn from, with no V and no store; empty: V encodes the
+    store"""
+    collect: CollectSettings = CollectSettings()
+    scout: ScoutSettings = ScoutSettings()
+    vae: VAESettings = VAESettings()
+    vae_fit: FitSettings = FitSettings(steps=1_000_000, batch=100, lr=1e-4)
     model: Literal["MDNRNN", "TransformerMDN", "TraDE", "ViTWM"] = "MDNRNN"
     """what M is; a ViTWM is V too, and `vae` and `window` are then not used"""
-    dynamics: MDNRNNSettings = field(default_factory=MDNRNNSettings)
-    transformer: TransformerSettings = field(default_factory=TransformerSettings)
-    trade: TraDESettings = field(default_factory=TraDESettings)
-    vit_wm: ViTWMSettings = field(default_factory=ViTWMSettings)
-    dynamics_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=4000, batch=100, lr=1e-3, lr_end=0.01, clip=1.0))
+    dynamics: MDNRNNSettings = MDNRNNSettings()
+    transformer: TransformerSettings = TransformerSettings()
+    trade: TraDESettings = TraDESettings()
+    vit_wm: ViTWMSettings = ViTWMSettings()
+    dynamics_fit: FitSettings = FitSettings(steps=4000, batch=100, lr=1e-3, lr_end=0.01, clip=1.0)
     window: int = 999
     """steps of an episode that M sees in one piece"""
     warm_up: int = 0
     """first steps of such a piece that only fill M's memory and do not count in its loss"""
-    vit_wm_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=100_000, batch=16, lr=3e-4))
+    vit_wm_fit: FitSettings = FitSettings(steps=100_000, batch=16, lr=3e-4)
     clip: int = 32
     """steps of an episode in one clip that a ViT-WM is trained on"""
-    controller: ControllerSettings = field(default_factory=ControllerSettings)
-    evolve: EvolveSettings = field(default_factory=EvolveSettings)
-    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    controller: ControllerSettings = ControllerSettings()
+    evolve: EvolveSettings = EvolveSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
 
     def __post_init__(self):
+        object.__setattr__(self, "game", find_game(self.game).name)  # as the registry writes it
+        if self.store and self.scout.generations:
+            raise ValueError(f"a scout would write its driving into {self.store}: --scout.generations 0 "
+                             "learns from "
+                             "what is there")
+        self._check_widths()
+        self._check_lengths()
+
+    def _check_widths(self) -> None:
+        """V's latent, frames and actions are what M reads."""
         name, m = M_FIELDS[self.model], self.m
         v, vision = (name, m) if self.model == "ViTWM" else ("vae", self.vae)
         if vision.latent != m.latent:
-            raise ValueError(f"vae.latent is {vision.latent} and {name}.latent {m.latent}: M reads what V writes, so they must be equal")
+            raise ValueError(f"vae.latent is {vision.latent} and {name}.latent {m.latent}: M reads what V "
+                             "writes, so "
+                             "they must be equal")
         if not self.store and vision.size != self.collect.size:
-            raise ValueError(f"{v}.size is {vision.size} and collect.size {self.collect.size}: V is made for the frames that are collected")
-        if not 0 <= self.warm_up < self.window: raise ValueError(f"warm_up must be 0 to window - 1 = {self.window - 1}, not {self.warm_up}")
-        if self.store and self.scout.generations:
-            raise ValueError(f"a scout would write its driving into {self.store}: --scout.generations 0 learns from what is there")
-        if m.action_dim != 3: raise ValueError(f"{name}.action_dim must be 3 (steering, gas, brake), not {m.action_dim}")
-        what, steps, longest = *(("clip", self.clip) if vision is m else ("window", self.window)), getattr(m, "longest", math.inf)
-        if not 1 <= steps <= longest: raise ValueError(f"{what} must be at least 1 and at most {name}.longest ({longest}), not {steps}")
+            raise ValueError(f"{v}.size is {vision.size} and collect.size {self.collect.size}: V is made for "
+                             "the "
+                             "frames that are collected")
+        if m.action_dim != self.spec.action_dim:
+            raise ValueError(f"{name}.action_dim must be {self.spec.action_dim}, the numbers in an action of "
+                             f"{self.game}, not {m.action_dim}")
+
+    def _check_lengths(self) -> None:
+        """The pieces of episodes that M learns from are as long as it can read."""
+        if not 0 <= self.warm_up < self.window:
+            raise ValueError(f"warm_up must be 0 to window - 1 = {self.window - 1}, not {self.warm_up}")
+        what, steps = ("clip", self.clip) if self.model == "ViTWM" else ("window", self.window)
+        longest = getattr(self.m, "longest", math.inf)
+        if not 1 <= steps <= longest:
+            raise ValueError(f"{what} must be at least 1 and at most {M_FIELDS[self.model]}.longest "
+                             f"({longest}), "
+                             f"not {steps}")
+
+    @property
+    def spec(self) -> GameSpec:
+        """The game."""
+        return find_game(self.game)
 
     @property
     def m(self) -> MDNRNNSettings | TransformerSettings:
         """The settings of the chosen M."""
         return getattr(self, M_FIELDS[self.model])
+
+
+@dataclass(frozen=True)
+class IterateSettings:
+    """Rounds of driving with C, learning from it, and dreaming on."""
+
+    rounds: int = 8
+    """rounds after the naive one; 0 is the naive dream alone"""
+    episodes: int = 48
+    """episodes driven for a round on the fast environment"""
+    official: int = 8
+    """episodes beside them on the official one"""
+    max_steps: int = 400
+    """steps after which such an episode is cut"""
+    drivers: int = 4
+    """checkpoints of the last search that share this driving: the way to a trick shows M more of it than
+    the end"""
+    action_noise: float = 0.3
+    """size of the smooth noise added to what they decide, so that the data shows mistakes and how to mend
+    them"""
+    recent: float = 1.0
+    """how much of M's training the last round's driving is, measured by all that was before; 0 treats all
+    alike"""
+    context: int = 20
+    """steps of M that it looks at before a dream begins; 0 begins dreams at first frames only"""
+    first_frame_fraction: float = 0.5
+    """share of the dreams that begin at first frames all the same"""
+    reward_radius: int = 12
+    """each reward is shared by the steps of M at most so many away before M learns it"""
+    worst: float = -10.0
+    """rewards are raised to at least this before: leaving the field costs 100 at once"""
+    dreams: int = 64
+    """dreams in which the mean of a search is scored, on validation seeds"""
+    temperatures: tuple[float, ...] = (1.5,)
+    """τ of other naive searches beside the one at `dream.temperature`: what temperature alone does"""
+    leak_tracks: int = 16
+    """validation tracks for a real score of every checkpoint, after everything is trained"""
+
+    def __post_init__(self):
+        at_least(self, rounds=0, official=0, action_noise=0, recent=0, context=0, reward_radius=0)
+        at_least(self, episodes=1, max_steps=1, drivers=1, dreams=1, leak_tracks=1)
+        for temperature in self.temperatures:
+            if not temperature > 0: raise ValueError(f"temperatures must be above 0, not {temperature}")
+        if not 0 <= self.first_frame_fraction < 1:
+            raise ValueError(f"first_frame_fraction must be a share from 0 to below 1, not "
+                             f"{self.first_frame_fraction}")
+        if max(self.episodes, self.official) > 1000:
+            raise ValueError("episodes and official must be at most 1000: each round has that many seeds of "
+                             "its own")
+        if self.rounds > 30:
+            raise ValueError(f"rounds must be at most 30 (each has seeds of its own), not {self.rounds}")
+        for name in ("episodes", "official"):
+            if getattr(self, name) % self.drivers:
+                raise ValueError(f"{name} must be a multiple of drivers = {self.drivers}, who share them, "
+                                 f"not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class DreamRunSettings(TrainSettings):
+    """Everything from the first frame to the report of a dreamt controller.
+
+    (`scout` is not used: every round is one.)
+    """
+
+    run: str = "runs/dream"
+    """folder of the run"""
+    dynamics: MDNRNNSettings = MDNRNNSettings(reward=True, done=True)
+    dynamics_again: FitSettings = FitSettings(steps=1000, batch=100, lr=1e-3, lr_end=0.01, clip=1.0)
+    """how M is trained in every round after the first"""
+    dream: DreamSettings = DreamSettings()
+    iterate: IterateSettings = IterateSettings()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.model == "ViTWM":
+            raise ValueError("a ViTWM's V changes with its M, and here V stays: model must be MDNRNN, "
+                             "TransformerMDN or TraDE")
+        field = M_FIELDS[self.model]
+        if self.dream.reward == "head" and not self.m.reward:
+            raise ValueError(f"{field}.reward must be true: M pays for the driving in its dreams")
+        if self.dream.done != "never" and not self.m.done:
+            raise ValueError(f"{field}.done must be true: dream.done is not never, so M must say when a "
+                             "dream ends")
+        for name in ("store", "latents"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is not for a dream run, which drives for itself: leave it empty")
+        usual = self.spec.dream.get("reward", "head")
+        if self.dream.reward != usual:
+            raise ValueError(f"dream.reward must be {usual}, by which {self.game} is scored, not "
+                             f"{self.dream.reward}")
 
 
 @dataclass(frozen=True)
@@ -128,18 +259,19 @@ class CompareSettings:
     """trainings of each M on the frozen V, for the likelihoods' intervals"""
     window: int = 64
     """steps of an episode that M sees in one piece"""
-    fit: FitSettings = field(default_factory=lambda: FitSettings(batch=32, lr=4e-3, lr_end=0.05, clip=1.0))
+    fit: FitSettings = FitSettings(batch=32, lr=4e-3, lr_end=0.05, clip=1.0)
     """how the Ms on the frozen V are trained; `steps` is replaced by as many as fit into `seconds`"""
     clip: int = 16
     """steps of an episode in one clip that the joint ViT-WM is trained on"""
-    joint_fit: FitSettings = field(default_factory=lambda: FitSettings(batch=16, lr=1e-3, lr_end=0.05))
+    joint_fit: FitSettings = FitSettings(batch=16, lr=1e-3, lr_end=0.05)
     """how the joint ViT-WM is trained; `steps` is replaced by as many as fit into `joint_seconds`"""
-    dynamics: MDNRNNSettings = field(default_factory=lambda: MDNRNNSettings(reward=True, done=True))
-    transformer: TransformerSettings = field(default_factory=lambda: TransformerSettings(width=120, reward=True, done=True))
-    trade: TraDESettings = field(default_factory=lambda: TraDESettings(width=120, density_heads=2, density_share=0.125, reward=True, done=True))
-    vit_wm: ViTWMSettings = field(default_factory=lambda: ViTWMSettings(width=88))
+    dynamics: MDNRNNSettings = MDNRNNSettings(reward=True, done=True)
+    transformer: TransformerSettings = TransformerSettings(width=120, reward=True, done=True)
+    trade: TraDESettings = TraDESettings(width=120, density_heads=2, density_share=0.125, reward=True,
+                                         done=True)
+    vit_wm: ViTWMSettings = ViTWMSettings(width=88)
     """the ViT-WM of which only the dynamics mode is trained and used, on the frozen V"""
-    joint: ViTWMSettings = field(default_factory=lambda: ViTWMSettings(context=16))
+    joint: ViTWMSettings = ViTWMSettings(context=16)
     """the ViT-WM that is V and M"""
     episodes: int = 32
     """held-out episodes that every M is scored on, at most"""
@@ -149,14 +281,15 @@ class CompareSettings:
     """frames dreamt"""
     worlds: int = 256
     """worlds that dream side by side where speed is measured"""
-    evolve: EvolveSettings = field(default_factory=EvolveSettings)
+    evolve: EvolveSettings = EvolveSettings()
     """the search for a C on each M"""
     tracks: int = 32
     """held-out tracks that each C is scored on, in the fast environment"""
 
     def __post_init__(self):
-        for name in ("seconds", "joint_seconds", "seeds", "window", "clip", "episodes", "context", "horizon", "worlds", "tracks"):
-            if not getattr(self, name) > 0: raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        above(self, seconds=0, joint_seconds=0, seeds=0, window=0, clip=0, episodes=0, context=0, horizon=0,
+              worlds=0,
+              tracks=0)
 
 
 @dataclass(frozen=True)
@@ -174,7 +307,8 @@ class StudySettings:
     policies: str = "white,brownian,held,ppo,iterated"
     """ways of collecting data that are compared"""
     ppo: str = "data/ppo"
-    """a run of solutions.ppo, or what it published, for its data, its score and its curve; where there is none, its rows are left out"""
+    """a run of solutions.ppo, or what it published, for its data, its score and its curve; where there is
+    none, its rows are left out"""
     world: str = "data/carracing"
     """V and M that the controls on the road share"""
     doom: str = "data/takecover"
@@ -191,16 +325,17 @@ class StudySettings:
     """episodes of good driving, on validation tracks, on which every V and M is measured"""
     test_steps: int = 400
     """steps of such an episode"""
-    vae_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=300, batch=256, lr=1e-3, lr_end=0.05))
-    dynamics_fit: FitSettings = field(default_factory=lambda: FitSettings(steps=400, batch=128, lr=2e-3, lr_end=0.01, clip=1.0))
+    vae_fit: FitSettings = FitSettings(steps=300, batch=256, lr=1e-3, lr_end=0.05)
+    dynamics_fit: FitSettings = FitSettings(steps=400, batch=128, lr=2e-3, lr_end=0.01, clip=1.0)
     window: int = 64
     """steps of an episode that M sees in one piece"""
-    evolve: EvolveSettings = field(default_factory=lambda: EvolveSettings(episodes=2, generations=10, diagonal=True, validate_every=2,
-                                                                          validate_episodes=16))
-    evaluate: EvaluateSettings = field(default_factory=lambda: EvaluateSettings(episodes=32))
-    doom_evolve: EvolveSettings = field(default_factory=lambda: EvolveSettings(diagonal=True, generations=20, validate_every=10, max_steps=2100, patience=0))
+    evolve: EvolveSettings = EvolveSettings(episodes=2, generations=10, diagonal=True, validate_every=2,
+                                                                          validate_episodes=16)
+    evaluate: EvaluateSettings = EvaluateSettings(episodes=32)
+    doom_evolve: EvolveSettings = EvolveSettings(diagonal=True, generations=20, validate_every=10,
+                                                 max_steps=2100, patience=0)
     """a search in Doom's dreams; max_steps is in tics"""
-    doom_evaluate: EvaluateSettings = field(default_factory=lambda: EvaluateSettings(max_steps=2100))
+    doom_evaluate: EvaluateSettings = EvaluateSettings(max_steps=2100)
     """how its result is scored in the game, in tics"""
 
 
@@ -208,9 +343,9 @@ class StudySettings:
 class Sections(TrainSettings):
     """What a section of settings.ini may hold: the keys of every command."""
 
-    compare: CompareSettings = field(default_factory=CompareSettings)
-    ppo: PPOSettings = field(default_factory=PPOSettings)
-    baselines: StudySettings = field(default_factory=StudySettings)
+    compare: CompareSettings = CompareSettings()
+    ppo: PPOSettings = PPOSettings()
+    baselines: StudySettings = StudySettings()
 
 
 def bytes_to_come(s: TrainSettings) -> int:
@@ -220,21 +355,34 @@ def bytes_to_come(s: TrainSettings) -> int:
     return estimate_bytes(frames, s.collect.size)
 
 
-def open_run(description: str | None, stage: bool = False, joint: bool = True) -> tuple[Path, TrainSettings]:
-    """Settings from the command line, and the run folder they belong to.
+def in_folder(s: TrainSettings, folder: Path | str | None) -> TrainSettings:
+    """The same settings for another run folder; as they are, if none is given."""
+    return s if folder is None else replace(s, run=str(folder))
 
-    Raises ValueError for the folder of a run with other settings, for a single `stage` of a run with a scout, and for a stage that is not `joint`
-    where V and M are one, OSError where a new run's rollouts would not fit on the disk; nothing is written then.
+
+def claim_run(s: TrainSettings, stage: bool = False, joint: bool = True) -> Path:
+    """The run folder that the settings name, made if it is missing, for this process alone.
+
+    Raises ValueError for the folder of a run with other settings, for a single `stage` of a run with a scout,
+    and for a stage that is not `joint` where V and M are one, OSError where a new run's rollouts would not
+    fit on the disk, ImportError where the game needs a package that is missing; nothing is written then.
     """
-    s = load(TrainSettings, description=description, part_of=Sections)
     if not joint and s.model == "ViTWM":
         raise ValueError("a ViTWM is V and M in one: `python -m solutions.transformer` trains both at once")
     if stage and s.scout.generations:
-        raise ValueError("these settings begin with a scout, which only `python -m solutions.train` runs, and goes on with; "
-                         "--scout.generations 0 trains this stage without one")
+        raise ValueError("these settings begin with a scout, which only `python -m solutions.train` runs, "
+                         "and goes on "
+                         "with; --scout.generations 0 trains this stage without one")
+    s.spec.require()
     folder = Path(s.run)
     if not (s.store or s.latents or (folder / "store").exists()): require_space(folder, bytes_to_come(s))
-    return claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run")), s
+    return claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "game_file"))
+
+
+def open_run(description: str | None, stage: bool = False, joint: bool = True) -> tuple[Path, TrainSettings]:
+    """Settings from the command line, and the run folder they belong to; raises what `claim_run` raises."""
+    s = load(TrainSettings, description=description, part_of=Sections)
+    return claim_run(s, stage, joint), s
 
 
 def open_store(folder: Path, s: TrainSettings) -> RolloutStore:
@@ -245,4 +393,5 @@ def open_store(folder: Path, s: TrainSettings) -> RolloutStore:
 def command(main: Callable) -> None:
     """Run a command; a mistake ends in one line that says what was wrong."""
     try: main()
-    except (OSError, ValueError, RuntimeError, ImportError, FloatingPointError) as error: sys.exit(f"error: {error}")
+    except (OSError, ValueError, RuntimeError, ImportError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")

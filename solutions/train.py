@@ -1,6 +1,9 @@
-"""The whole pipeline on CarRacing: collect, V, M, C, the official score, a video and a report in the run's folder.
+"""The whole pipeline on a game: collect, V, M, C, the official score, a video and a report in the run's
+folder.
 
 python -m solutions.train --settings quick
+python -m solutions.train --settings quick --game takecover --run runs/takecover
+python -m solutions.train --settings ci --game-file my_game.py --game MyGame --run runs/mine
 """
 import time
 from dataclasses import replace
@@ -8,35 +11,73 @@ from pathlib import Path
 
 import numpy as np
 
-from solutions.controller import search
-from solutions.evaluate import evaluate
-from solutions.mdn_rnn import encode, learn_dynamics
-from solutions.rollouts import drive_randomly
-from solutions.settings import TrainSettings, command, open_run, open_store
-from solutions.transformer import learn_vit_wm
-from solutions.vae import learn_vision
-from worldmodels.controller import ControllerSettings, WorldModelPolicy, carry_over, controllers_for, film
-from worldmodels.dream import apply_action_repeat
-from worldmodels.rollouts import HELD_OUT, collect
+from worldmodels.collect import collect
+from worldmodels.controller import ControllerSettings, WorldModelPolicy, carry_over, controllers_for
+from worldmodels.films import film_episode
+from worldmodels.latents import apply_action_repeat
+from worldmodels.rollouts import HELD_OUT
+from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import append_line
 from worldmodels.tools.world import WorldModel
 from worldmodels.vae import encode_store
 
+from .controller import search
+from .evaluate import evaluate
+from .mdn_rnn import encode, learn_dynamics
+from .rollouts import drive_randomly
+from .settings import Sections, TrainSettings, claim_run, command, in_folder, open_store
+from .transformer import learn_vit_wm
+from .vae import learn_vision
+
 
 class Clock:
     """Prints each stage with the minutes it took, and notes them in the run's stages.jsonl."""
 
-    def __init__(self, folder: Path): self.path, self.last = folder / "stages.jsonl", time.time()
+    def __init__(self, folder: Path):
+        self.path = folder / "stages.jsonl"
+        self.last = time.time()
 
     def __call__(self, stage: str) -> None:
         now = time.time()
-        print(f"{stage}: {(now - self.last) / 60:.1f} min", flush=True)
-        if now - self.last > 1: append_line(self.path, {"stage": stage, "seconds": round(now - self.last, 1)})  # else it was there already
+        seconds = now - self.last
+        print(f"{stage}: {seconds / 60:.1f} min", flush=True)
+        # else it was there already
+        if seconds > 1: append_line(self.path, {"stage": stage, "seconds": round(seconds, 1)})
         self.last = now
 
 
-def learn(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock, start: WorldModel | None = None, whose: str = "") -> WorldModel:
+def run(s: TrainSettings, folder: Path | str | None = None) -> Path:
+    """Everything from the first frame to the report, in the run folder of `s` or in `folder`; goes on where
+    it was killed.
+
+    Returns the folder. Raises what `claim_run` raises, before anything is written.
+    """
+    s = in_folder(s, folder)
+    folder = claim_run(s)
+    clock = Clock(folder)
+    store = open_store(folder, s) if s.store else drive_randomly(folder, s)
+    clock("recorded driving" if s.store else "random driving")
+    scouted = scout(folder / "scout", store, s, clock) if s.scout.generations else None
+    world = learn_world(folder, store, s, clock, scouted and scouted[0])
+
+    def start() -> np.ndarray:
+        return carry_over_scout(folder, store, *scouted, world, s)
+
+    # only such a C can be found by least squares; others begin at zero
+    linear = s.controller == ControllerSettings()
+    params = search(folder, world, s, start if scouted and linear else None)
+    clock("C")
+    evaluate(folder, world, s.controller, params, s.evaluate)
+    film_episode(world, s.controller, params, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
+    clock("score and video")
+    print(f"report, video and weights are in {folder}")
+    return folder
+
+
+def learn_world(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock,
+                start: WorldModel | None = None,
+                whose: str = "") -> WorldModel:
     """V, then M, in `folder`, or both at once where they are one; from the V and M of `start`, if given."""
     folder.mkdir(exist_ok=True)
     if s.model == "ViTWM":
@@ -50,41 +91,42 @@ def learn(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock, sta
     return world
 
 
+def shortened(s: TrainSettings) -> TrainSettings:
+    """The settings of the scout's V, M and C."""
+    generations = s.scout.generations
+    return replace(s, vae_fit=replace(s.vae_fit, steps=s.scout.vae_steps),
+                   dynamics_fit=replace(s.dynamics_fit, steps=s.scout.dynamics_steps),
+                   vit_wm_fit=replace(s.vit_wm_fit, steps=s.scout.vit_wm_steps),
+                   evolve=replace(s.evolve, generations=generations, validate_every=generations,
+                                  target_return=0.0))
+
+
 def scout(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock) -> tuple[WorldModel, np.ndarray]:
     """A short V, M and C, and its driving, with mistakes, in the store."""
-    short = replace(s, vae_fit=replace(s.vae_fit, steps=s.scout.vae_steps), dynamics_fit=replace(s.dynamics_fit, steps=s.scout.dynamics_steps),
-                    vit_wm_fit=replace(s.vit_wm_fit, steps=s.scout.vit_wm_steps),
-                    evolve=replace(s.evolve, generations=s.scout.generations, validate_every=s.scout.generations, target_return=0.0))
-    world = learn(folder, store, short, clock, whose="the scout's ")
+    short = shortened(s)
+    world = learn_world(folder, store, short, clock, whose="the scout's ")
     params = search(folder, world, short)
     clock("the scout's C")
     policy = WorldModelPolicy(world, controllers_for(world, s.controller, params), s.scout.action_noise)
     collect(store, policy, s.scout.episodes, "fast", 20_000, s.evolve.max_steps, s.collect.rows, "scout")
-    collect(store, policy, s.scout.official, "gymnasium", 30_000, s.evolve.max_steps, s.collect.rows, "scout")
+    if s.spec.official:
+        collect(store, policy, s.scout.official, s.spec.official, 30_000, s.evolve.max_steps, s.collect.rows,
+                "scout")
     clock("the scout's driving")
     return world, params
 
 
-def retrace(folder: Path, store: RolloutStore, old: WorldModel, params: np.ndarray, new: WorldModel, s: TrainSettings) -> np.ndarray:
-    """Where the search on a new V and M begins: the linear C that decides there most nearly as `params` does on the old ones."""
-    before, after = (apply_action_repeat(latents, s.m.action_repeat) for latents in (encode_store(old.vision, store), encode(folder, new.vision, store)))
-    return carry_over(old, s.controller, params, new, before, after)
+def carry_over_scout(folder: Path, store: RolloutStore, old: WorldModel, params: np.ndarray, new: WorldModel,
+                     s: TrainSettings) -> np.ndarray:
+    """Where the search on the run's V and M begins: the scout's C, carried over by all driving, as both Vs
+    encode it."""
+    before, after = encode_store(old.vision, store), encode(folder, new.vision, store)
+    repeat = s.m.action_repeat
+    return carry_over(old, s.controller, params, new, apply_action_repeat(before, repeat),
+                      apply_action_repeat(after, repeat))
 
 
-def main() -> None:
-    folder, s = open_run(__doc__)
-    clock = Clock(folder)
-    store = open_store(folder, s) if s.store else drive_randomly(folder, s)
-    clock("recorded driving" if s.store else "random driving")
-    scouted = scout(folder / "scout", store, s, clock) if s.scout.generations else None
-    world = learn(folder, store, s, clock, scouted and scouted[0])
-    linear = s.controller == ControllerSettings()  # only such a C can be found by least squares; others begin at zero
-    params = search(folder, world, s, (lambda: retrace(folder, store, *scouted, world, s)) if scouted and linear else None)
-    clock("C")
-    evaluate(folder, world, s.controller, params, s.evaluate)
-    film(world, s.controller, params, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
-    clock("score and video")
-    print(f"report, video and weights are in {folder}")
+def main() -> None: run(load(TrainSettings, description=__doc__, part_of=Sections))
 
 
 if __name__ == "__main__": command(main)
