@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from worldmodels import rollouts as r
-from worldmodels.rollouts import Episode
+from worldmodels.collect import record as record_episodes
+from worldmodels.tools.store import Episode
 from worldmodels.tools import check as c
 from worldmodels.tools.check import CheckFailed, check
 
@@ -15,7 +16,7 @@ def record(tmp_path, monkeypatch): monkeypatch.setattr(c, "RECORD", tmp_path / "
 
 @pytest.mark.parametrize("reference, test", [
     (r.prepare, r.test_prepare), (r.brownian, r.test_brownian), (r.held, r.test_held),
-    (r.run_episodes, r.test_drive), (r.road_offset, r.test_road_offset), (r.record, r.test_record)])
+    (r.run_episodes, r.test_drive), (r.road_offset, r.test_road_offset), (record_episodes, r.test_record)])
 def test_references_pass(reference, test): assert check(reference, reference, test) is reference
 
 
@@ -161,7 +162,7 @@ def recording(pair=lambda frames, following: frames, last=True, by_place=False,
 
 
 def test_the_recorder_of_wrong_answers_is_right_when_nothing_is_changed():
-    for mine, reference, test in ((recording(), r.record, r.test_record), (driving(), r.run_episodes, r.test_drive),
+    for mine, reference, test in ((recording(), record_episodes, r.test_record), (driving(), r.run_episodes, r.test_drive),
                                   (offset_in(), r.road_offset, r.test_road_offset)):
         assert check(mine, reference, test) is mine
 

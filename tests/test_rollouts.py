@@ -9,9 +9,14 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
+from worldmodels import collect as collecting
+from worldmodels import envs as environments
 from worldmodels import rollouts
-from worldmodels.rollouts import (HELD_OUT, GymnasiumEnvs, NoisePolicy, Policy, RoadFollower, ScriptedEnvs, LabelPolicy, Worker,
-                                  collect, groups, has_envpool, make_envs, outcome, prepare, record, run_episodes)
+from worldmodels.collect import collect, groups, record
+from worldmodels.envs import Envs, GymnasiumEnvs, GymnasiumRows, Worker, choose_backend, has_envpool, make_envs
+from worldmodels.rollouts import HELD_OUT, NoisePolicy, Policy, RoadFollower, prepare, run_episodes
+from worldmodels.tools.doubles import LabelPolicy, ScriptedEnvs
+from worldmodels.tools.games import GameSpec
 from worldmodels.tools.store import RolloutStore
 
 ALL = ["gymnasium", *(["envpool"] if has_envpool() else [])]
@@ -80,10 +85,23 @@ def test_leaving_the_playfield_terminates(envs):
     assert len(episode) < 400 and episode.terminated[-1] and not episode.truncated.any() and episode.rewards[-1] == -100
 
 
+class Ending:
+    """An environment of which every step is the last."""
+
+    def __init__(self, *outcome): self.outcome = outcome
+    def step(self, action): return np.zeros((8, 8, 3), np.uint8), *self.outcome, {}
+
+
 def test_the_official_flags_are_kept_apart():
-    frame = np.zeros((96, 96, 3), np.uint8)
-    _, rewards, terminated, truncated = outcome([(frame, -100.0, True, False, {}), (frame, 3.0, False, True, {})], 64)
+    endings = [Ending(-100.0, True, False), Ending(3.0, False, True)]
+    game = GameSpec("Ending", "ending", (-1.0,), (1.0,), make=lambda render_mode: endings.pop(0))
+    _, rewards, terminated, truncated = GymnasiumRows(game, 2, 4).step([0, 1], np.zeros((2, 1)))
     assert (rewards.tolist(), terminated.tolist(), truncated.tolist()) == ([-100, 3], [True, False], [False, True])
+
+
+def test_environments_without_a_known_game_are_refused():
+    class Mine(Envs): pass
+    with pytest.raises(ValueError, match="unknown game 'mine'; known are CarRacing, TakeCover"): Mine("mine", [1], 64)
 
 
 @pytest.mark.parametrize("size", [32, 96])
@@ -97,8 +115,8 @@ def test_prepare_keeps_what_is_above_the_panel():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (dict(id="CarRacing-v0"), "unknown environment 'CarRacing-v0'; known are CarRacing-v3, VizdoomTakeCover-v1"),
-    (dict(id="VizdoomTakeCover-v1", backend="envpool"), "unknown backend 'envpool'; known are fast, vizdoom"),
+    (dict(game="CarRacing-v0"), "unknown game 'CarRacing-v0', did you mean CarRacing.; known are CarRacing, TakeCover"),
+    (dict(game="VizdoomTakeCover-v1", backend="envpool"), "unknown backend 'envpool'; known are fast, vizdoom"),
     (dict(backend="envpol"), "unknown backend 'envpol'; known are fast, envpool, gymnasium"),
     (dict(seeds=[]), "at least one seed"), (dict(seeds=[-1]), "got -1"), (dict(seeds=[0.5]), "got 0.5"),
     (dict(seeds=[2**31]), "from 0 to 2147483647"), (dict(seeds=[True]), "got True"),
@@ -137,7 +155,7 @@ def test_actions_beyond_the_bounds_are_clipped(envs):
 
 
 def test_without_envpool_fast_is_the_official_environment(monkeypatch):
-    monkeypatch.setattr(rollouts, "has_envpool", lambda: False)
+    monkeypatch.setattr(environments, "has_envpool", lambda: False)
     assert isinstance(make_envs(), GymnasiumEnvs)
     with pytest.raises(ImportError, match="pip install envpool.*backend='gymnasium'"): make_envs(backend="envpool")
 
@@ -162,7 +180,7 @@ def test_a_killed_worker_is_told_and_takes_the_others_along(envs):
 
 
 def test_a_worker_that_fails_says_why():
-    worker = Worker("NoSuchWorld-v0", 1, 64)
+    worker = Worker(GameSpec("None", "NoSuchWorld-v0", (-1.0,), (1.0,)), 1, 64)
     worker.ask([1])
     with pytest.raises(RuntimeError, match=r"failed:\nTraceback(.|\n)*NoSuchWorld"): worker.hear()
     worker.close()
@@ -181,13 +199,13 @@ def test_an_interrupted_step_leaves_no_answer_behind(envs, monkeypatch):
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks into /proc")
 def test_workers_need_no_main_guard_nor_torch_and_leave_with_their_parent(tmp_path):
     script = tmp_path / "script.py"  # no `if __name__ == "__main__"`, and it kills itself
-    script.write_text("import os, signal, sys\nfrom worldmodels.rollouts import make_envs\n"
+    script.write_text("import os, signal, sys\nfrom worldmodels.envs import make_envs\n"
                       "envs = make_envs(seeds=[1], backend='gymnasium')\nenvs.reset()\n"
                       "print(*[w.process.pid for w in envs.workers], 'torch' in sys.modules, flush=True)\n"
                       "os.kill(os.getpid(), signal.SIGKILL)\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     *pids, torch = done.stdout.split()
-    assert torch == "False", "rollouts imports torch, and so does every worker"
+    assert torch == "False", "envs imports torch, and so does every worker"
     for _ in range(100):
         if not any(alive(int(pid)) for pid in pids): return
         time.sleep(0.1)
@@ -298,12 +316,12 @@ def store(tmp_path): return RolloutStore.create(tmp_path / "store", "CarRacing-v
 @pytest.fixture
 def recordings(monkeypatch):
     """The lists of seeds that have been recorded."""
-    seeds, real = [], rollouts.record
+    seeds, real = [], collecting.record
 
     def counted(envs, *args):
         seeds.append(envs.seeds)
         return real(envs, *args)
-    monkeypatch.setattr(rollouts, "record", counted)
+    monkeypatch.setattr(collecting, "record", counted)
     return seeds
 
 
@@ -347,7 +365,7 @@ def test_a_collection_grows_and_takes_other_rows(store, recordings):
 def test_each_episode_says_who_drew_and_who_drove(store):
     collect(store, NoisePolicy("held"), 1, "fast", max_steps=5)
     collect(store, Constant(0, 0, 0), 1, "gymnasium", 7, max_steps=5)
-    assert store.sources == [f"{rollouts.choose_backend()}/held", "gymnasium/policy"] and store.seeds.tolist() == [0, 7]
+    assert store.sources == [f"{choose_backend()}/held", "gymnasium/policy"] and store.seeds.tolist() == [0, 7]
 
 
 @pytest.mark.parametrize("wrong", [dict(episodes=-1), dict(rows=0), dict(max_steps=0), dict(first_seed=-1),
@@ -373,7 +391,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_step(store, record
 
 def test_a_store_of_another_world_is_refused(tmp_path):
     other = RolloutStore.create(tmp_path / "other", "VizdoomBasic-v1", 64, 1)
-    with pytest.raises(ValueError, match="unknown environment 'VizdoomBasic-v1'"): collect(other, NoisePolicy(), 1)
+    with pytest.raises(ValueError, match="unknown game 'VizdoomBasic-v1'"): collect(other, NoisePolicy(), 1)
 
 
 def test_a_store_of_other_actions_is_refused_before_the_first_step(tmp_path, recordings):

@@ -552,6 +552,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'worldmodels/tools/games.py'),
                                          'worldmodels.tools.games.GameSpec.make_env': ( 'tools/games.html#gamespec.make_env',
                                                                                         'worldmodels/tools/games.py'),
+                                         'worldmodels.tools.games.GameSpec.official': ( 'tools/games.html#gamespec.official',
+                                                                                        'worldmodels/tools/games.py'),
                                          'worldmodels.tools.games.GameSpec.prepare': ( 'tools/games.html#gamespec.prepare',
                                                                                        'worldmodels/tools/games.py'),
                                          'worldmodels.tools.games.GameSpec.require': ( 'tools/games.html#gamespec.require',

@@ -97,6 +97,11 @@ class GameSpec:
         return len(self.low)
 
     @property
+    def official(self) -> str:
+        """The backend that scores are measured on, where that is another than the fast one; else empty."""
+        return self.backends[-1] if len(self.backends) > 1 else ""
+
+    @property
     def action_space(self) -> gymnasium.spaces.Box:
         """The bounds of an action."""
         return gymnasium.spaces.Box(np.float32(self.low), np.float32(self.high))
