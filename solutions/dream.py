@@ -19,10 +19,13 @@ from solutions.rollouts import drive_randomly
 from solutions.settings import M_FIELDS, Sections, TrainSettings, command
 from solutions.train import Clock
 from solutions.vae import learn_vision
-from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, carry_over, controllers_for, evolve, film, load_controller,
-                                    save_controller, score, summary)
+from worldmodels.carry_over import carry_over
+from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, controllers_for,
+                                    evolve, score, summary)
+from worldmodels.controller_files import load_controller, save_controller
 from worldmodels.dream import (DreamFitness, DreamSettings, InitialStates, apply_action_repeat, draw_leak, film_dream, predicted_rewards, concat_latents, leak, rank_correlation,
                                rank_interval, smooth_rewards)
+from worldmodels.films import film_episode
 from worldmodels.mdn_rnn import MDNRNNSettings, train_dynamics
 from worldmodels.rollouts import HELD_OUT, VALIDATION, collect
 from worldmodels.tools import show
@@ -278,7 +281,7 @@ def hand_over(folder: Path, last: Path, world: WorldModel, latents: Latents, che
     save_tensors(folder / "starts.safetensors", {"mu": starts.mu, "logvar": starts.logvar})
     save_model(folder / "dynamics.safetensors", world.dynamics)
     save_controller(folder / "controller.safetensors", s.controller, checkpoints[-1])
-    film(world, s.controller, checkpoints[-1], HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
+    film_episode(world, s.controller, checkpoints[-1], HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
     film_dream(world, store.episode(int(store.lengths.argmax())), folder / "dream.mp4")
 
 

@@ -17,8 +17,10 @@ from typing import Literal
 import numpy as np
 
 from solutions.settings import EvaluateSettings, Sections, command
-from worldmodels.controller import ControllerSettings, controllers_for, film, load_controller, score, summary, watch
+from worldmodels.controller import ControllerSettings, controllers_for, score, summary
+from worldmodels.controller_files import load_controller
 from worldmodels.dream import DreamFitness, DreamSettings, Planner, PlanSettings, InitialStates, drive, find_initial_states
+from worldmodels.films import film_episode, watch
 from worldmodels.rollouts import HELD_OUT, has_envpool
 from worldmodels.tools.settings import load, write_json
 from worldmodels.tools.world import WorldModel
@@ -138,7 +140,7 @@ def main() -> None:
     if s.dream: return evaluate_dream(folder, world, *controller, s.evaluate, s.dreaming, s.start)
     if s.render == "human": return watch(world, *controller, HELD_OUT, s.evaluate.max_steps)
     evaluate(folder, world, *controller, s.evaluate)
-    if s.video: film(world, *controller, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
+    if s.video: film_episode(world, *controller, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from solutions.rollouts import drive_randomly
 from solutions.settings import TrainSettings, command, open_run, open_store
 from solutions.transformer import learn_vit_wm
 from solutions.vae import learn_vision
-from worldmodels.controller import ControllerSettings, WorldModelPolicy, carry_over, controllers_for, film
+from worldmodels.carry_over import carry_over
+from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for
 from worldmodels.dream import apply_action_repeat
+from worldmodels.films import film_episode
 from worldmodels.rollouts import HELD_OUT, collect
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import append_line
@@ -82,7 +84,7 @@ def main() -> None:
     params = search(folder, world, s, (lambda: retrace(folder, store, *scouted, world, s)) if scouted and linear else None)
     clock("C")
     evaluate(folder, world, s.controller, params, s.evaluate)
-    film(world, s.controller, params, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
+    film_episode(world, s.controller, params, HELD_OUT[0], folder / "drive.mp4", s.evaluate.max_steps)
     clock("score and video")
     print(f"report, video and weights are in {folder}")
 
