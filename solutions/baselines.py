@@ -20,8 +20,9 @@ from torch import nn
 from solutions.evaluate import write_report
 from solutions.settings import StudySettings, command
 from worldmodels.baselines import load_ppo, on_road, paired, random_search, time_to_score
-from worldmodels.controller import (ControllerSettings, EvolveSettings, RealFitness, WorldModelPolicy, controllers_for, evolve, load_controller,
-                                    save_controller, score_policy, summary)
+from worldmodels.controller import (ControllerSettings, EvolveSettings, RealFitness, WorldModelPolicy,
+                                    controllers_for, evolve, score_policy, summary)
+from worldmodels.controller_files import load_controller, save_controller
 from worldmodels.doom import C_DOOM, TAKE_COVER, Runner, survive
 from worldmodels.dream import GAMES, DreamFitness, InitialStates
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, horizon_error, segments, train_dynamics, whole_episodes

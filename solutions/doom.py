@@ -16,11 +16,15 @@ from solutions.mdn_rnn import encode
 from solutions.publish import write_sample
 from solutions.settings import EvaluateSettings, command
 from solutions.train import Clock
-from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, load_controller, controller_inputs,
-                                    save_controller, summary)
-from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, RandomHoldPolicy, Runner, calibrate, done_logits, doom_sections, dream_on, film, fire, platt, play,
-                              reliability, replay_health, survive, survived)
+from worldmodels.carry_over import controller_inputs
+from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for,
+                                    evolve, score, score_policy, summary)
+from worldmodels.controller_files import load_controller, save_controller
+from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, RandomHoldPolicy, Runner,
+                              calibrate, done_logits, doom_sections, dream_on, fire, platt, play, reliability,
+                              replay_health, survived)
 from worldmodels.dream import Dream, DreamFitness, DreamSettings, InitialStates, apply_action_repeat, done_probability, require_heads, sample_done
+from worldmodels.films import film_clips
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
 from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, Policy, collect, make_envs, record, require_vizdoom
 from worldmodels.tools import show
@@ -151,7 +155,8 @@ def blind_players(s: DoomSettings) -> dict[str, Policy]:
 def random_players(s: DoomSettings) -> dict:
     """Their scores in the game, on the held-out seeds."""
     seeds = HELD_OUT[:s.evaluate.episodes]
-    return {name: scored(survive(p, seeds, s.evaluate.max_steps, s.collect.rows)) for name, p in blind_players(s).items()}
+    return {name: scored(score_policy(p, seeds, "fast", s.evaluate.max_steps, s.collect.rows, game=TAKE_COVER))
+            for name, p in blind_players(s).items()}
 
 
 def explorer(s: DoomSettings) -> Policy:
@@ -274,10 +279,10 @@ def play_cell(folder: Path, world: WorldModel, latents: Latents, train: np.ndarr
     params, seeds = load_controller(path)[1], HELD_OUT[:s.evaluate.episodes]
 
     def both() -> dict:
-        policy = WorldModelPolicy(world, controllers_for(world, s.controller, params))
         return {"tau": cell.tau, "seed": cell.seed, "model": cell.model, "done": cell.done or s.dream.done,
                 "dream": scored(repeat * DreamFitness(world, starts, s.controller, dream(s.dream.max_steps))(params[None], seeds)[0]),
-                "game": scored(survive(policy, seeds, s.evaluate.max_steps, s.collect.rows))}
+                "game": scored(score(world, s.controller, params, seeds, "fast", s.evaluate.max_steps,
+                                     s.collect.rows, TAKE_COVER))}
     return once(folder / "score.json", both)
 
 
@@ -376,9 +381,9 @@ def films(run: Path, folder: Path, world: WorldModel, s: DoomSettings, cell: Cel
     dreaming = replace(s.dream, temperature=tau, done=cell.done or s.dream.done, max_steps=tics // repeat)
     z, logits = dream_on(world, settings, params, starts, dreaming, [HELD_OUT[0]])
     dream = decode_frames(world.vision, z[:int(lives(logits, dreaming)[0]) + 1, 0]).repeat(repeat, 0)
-    film(run / f"{name}-game.mp4", {"the game": screens, "what V sees": decode_frames(world.vision, mu)})
-    film(run / f"{name}-dream.mp4", {f"a dream, τ = {tau:g}": dream})
-    film(run / f"{name}-both.mp4", {"the game": screens, f"the dream, τ = {tau:g}": dream})
+    film_clips(run / f"{name}-game.mp4", {"the game": screens, "what V sees": decode_frames(world.vision, mu)})
+    film_clips(run / f"{name}-dream.mp4", {f"a dream, τ = {tau:g}": dream})
+    film_clips(run / f"{name}-both.mp4", {"the game": screens, f"the dream, τ = {tau:g}": dream})
 
 
 def all_cells(s: DoomSettings) -> list[Cell]:

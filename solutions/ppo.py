@@ -13,7 +13,8 @@ from typing import Literal
 from solutions.evaluate import write_report
 from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.baselines import PPOPolicy, PPOSettings, load_ppo, require_sb3, train_ppo
-from worldmodels.controller import score_policy, watch_policy
+from worldmodels.controller import score_policy
+from worldmodels.films import watch_policy
 from worldmodels.rollouts import HELD_OUT, collect
 from worldmodels.tools.settings import claim_run_folder, load
 from worldmodels.tools.store import RolloutStore

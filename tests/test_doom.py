@@ -11,10 +11,13 @@ import torch
 
 from solutions import doom as solution
 from worldmodels import doom, rollouts
-from worldmodels.controller import WorldModelPolicy, controllers_for, load_controller, save_controller
-from worldmodels.doom import (C_DOOM, M_DOOM, TAKE_COVER, V_DOOM, RandomHoldPolicy, Runner, calibrate, done_logits, done_loss, dream_on, film, fire, platt, play,
-                              replay_health, survive, survive_dreams)
+from worldmodels.controller import WorldModelPolicy, controllers_for
+from worldmodels.controller_files import load_controller, save_controller
+from worldmodels.doom import (C_DOOM, M_DOOM, TAKE_COVER, V_DOOM, RandomHoldPolicy, Runner, calibrate,
+                              done_logits, done_loss, dream_on, fire, platt, play, replay_health, survive,
+                              survive_dreams)
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates, done_probability
+from worldmodels.films import film_clips
 from worldmodels.mdn_rnn import MDNRNN, windows
 from worldmodels.rollouts import NoisePolicy, Policy, buttons, collect, make_envs, prepare_doom, record
 from worldmodels.tools.store import RolloutStore
@@ -356,11 +359,11 @@ def test_a_game_is_played_and_filmed(world, tmp_path):
     screens, episode = play(world, C_DOOM, numbers(world), 3, 40)
     assert len(screens) == len(episode.frames) == 41 and screens[0].shape == (200, 320, 3)
     np.testing.assert_array_equal(cv(screens[7]), episode.frames[7])
-    path = film(tmp_path / "both.mp4", {"the game": screens, "the dream": np.zeros((20, 64, 64, 3))})
+    path = film_clips(tmp_path / "both.mp4", {"the game": screens, "the dream": np.zeros((20, 64, 64, 3))})
     shown = imageio.v3.imread(path)
     assert len(shown) == 41 and shown.shape[2] > 2 * 256
     for wrong in ({}, {"nothing": []}):
-        with pytest.raises(ValueError, match="at least one clip"): film(tmp_path / "no.mp4", wrong)
+        with pytest.raises(ValueError, match="at least one clip"): film_clips(tmp_path / "no.mp4", wrong)
 
 
 def cv(screen):

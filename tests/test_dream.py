@@ -16,7 +16,10 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import worldmodels.dream as d
-from worldmodels.controller import ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for, evolve, controller_inputs, save_controller
+from worldmodels.carry_over import controller_inputs
+from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for,
+                                    evolve)
+from worldmodels.controller_files import save_controller
 from worldmodels.dream import Dream, DreamEnv, DreamFitness, DreamSettings, DreamVectorEnv, CounterRNG, Planner, PlanSettings, InitialStates
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
 from worldmodels.rollouts import Envs, make_envs, run_episodes

@@ -15,7 +15,9 @@ import solutions.dream as s
 from solutions.evaluate import EvaluateCommand
 from solutions.settings import Sections
 from test_pipeline import KILLER
-from worldmodels.controller import ControllerSettings, controllers_for, load_controller, controller_inputs
+from worldmodels.carry_over import controller_inputs
+from worldmodels.controller import ControllerSettings, controllers_for
+from worldmodels.controller_files import load_controller
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
 from worldmodels.tools.settings import load

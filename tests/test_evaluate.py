@@ -10,7 +10,8 @@ import torch
 
 import solutions.evaluate as e
 from solutions.settings import EvaluateSettings
-from worldmodels.controller import ControllerSettings, save_controller
+from worldmodels.controller import ControllerSettings
+from worldmodels.controller_files import save_controller
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
 from worldmodels.rollouts import HELD_OUT, has_envpool
 from worldmodels.tools.world import WorldModel

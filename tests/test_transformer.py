@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from solutions.transformer import Permuted, nll_by_context
 from worldmodels import transformer
-from worldmodels.controller import controller_inputs
+from worldmodels.carry_over import controller_inputs
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, MixtureHead, held_out_nll, open_loop, train_dynamics
 from worldmodels.tools.check import CheckFailed
 from worldmodels.tools.store import Episode, RolloutStore

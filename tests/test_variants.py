@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from solutions.settings import Sections, TrainSettings
-from worldmodels.controller import controllers_for, load_controller
+from worldmodels.controller import controllers_for
+from worldmodels.controller_files import load_controller
 from worldmodels.mdn_rnn import MDNRNN, held_out_nll
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore

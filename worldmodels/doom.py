@@ -6,26 +6,24 @@
 __all__ = ['TAKE_COVER', 'MAX_TICS', 'V_DOOM', 'M_DOOM', 'C_DOOM', 'doom_sections', 'test_buttons', 'survive', 'Runner',
            'RandomHoldPolicy', 'replay_health', 'fire', 'test_done_loss', 'done_loss', 'test_done_probability',
            'done_logits', 'test_reliability', 'reliability', 'platt', 'calibrate', 'survive_dreams', 'test_survived',
-           'survived', 'dream_on', 'OneGame', 'play', 'film']
+           'survived', 'dream_on', 'OneGame', 'play']
 
 # %% ../nbs/06_doom.ipynb #ea14079c
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
-import cv2
 import gymnasium
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .controller import ControllerSettings, WorldModelPolicy, controllers_for
+from .controller import ControllerSettings, WorldModelPolicy, controllers_for, score_policy
 from .dream import Dream, DreamSettings, InitialStates, decide, rollout_returns
 from .mdn_rnn import MDNRNNSettings, require_steps, whole_episodes
-from .rollouts import DoomEnvs, DoomRows, Policy, buttons, doom_game, held, make_envs, record, run_episodes
+from .rollouts import DoomEnvs, DoomRows, Policy, buttons, doom_game, held, record
 from .tools.check import close, equal, shape, that
-from .tools.show import as_uint8, side_by_side, write_mp4
+from .tools.show import as_uint8
 from .tools.store import Episode
 from .tools.world import Dynamics, WorldModel
 from .vae import Latents, VAESettings
@@ -49,21 +47,8 @@ TAKE_COVER = "VizdoomTakeCover-v1"
 MAX_TICS = 2100  # the game itself never ends; the paper stops after a minute
 
 def survive(policy: Policy, seeds: Sequence[int], max_steps: int = MAX_TICS, rows: int = 32) -> np.ndarray:
-    """Tics that a policy survives, one game for every seed, `rows` of them side by side: (n,). Raises ImportError without VizDoom."""
-    seeds, lived, envs, threads = list(seeds), [], None, torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // 2))  # torch's threads wait by spinning, which takes the cores from the games
-    try:
-        for k in range(0, len(seeds), rows):
-            group = seeds[k:k + rows]
-            if envs is not None and len(envs) == len(group): envs.reseed(group)
-            else:
-                if envs is not None: envs.close()
-                envs = make_envs(TAKE_COVER, group)
-            lived.append(run_episodes(envs, policy, max_steps)[0])
-    finally:
-        if envs is not None: envs.close()
-        torch.set_num_threads(threads)
-    return np.concatenate(lived)
+    """Tics that a policy survives, one game for every seed, (n,). Raises ImportError without VizDoom."""
+    return score_policy(policy, seeds, "fast", max_steps, rows, game=TAKE_COVER)
 
 # %% ../nbs/06_doom.ipynb #c53a05eb
 class Runner(Policy):
@@ -291,17 +276,3 @@ def play(world: WorldModel, controller: ControllerSettings, params: np.ndarray, 
     try: episode, = record(game, WorldModelPolicy(world, controllers_for(world, controller, params)), max_steps)
     finally: game.close()
     return game.screens, episode
-
-# %% ../nbs/06_doom.ipynb #ce546978
-def film(path: Path | str, clips: Mapping[str, Sequence[np.ndarray]], width: int = 256, fps: int = 35) -> Path:
-    """Clips of pictures, uint8 or floats in [0, 1], of any size and length, side by side as an mp4; one that is over goes dark.
-
-    Raises ValueError for no clips, or an empty one.
-    """
-    if not clips or not all(map(len, clips.values())): raise ValueError("a film needs at least one clip, and a picture in each")
-    longest, columns = max(map(len, clips.values())), []
-    for pictures in clips.values():
-        shown = [cv2.resize(as_uint8(p[None])[0], (width, width * 5 // 8), interpolation=cv2.INTER_AREA if p.shape[1] > width else cv2.INTER_CUBIC)
-                 for p in pictures]
-        columns.append(np.stack(shown + [shown[-1] // 3] * (longest - len(shown))))
-    return write_mp4(path, side_by_side(*columns, labels=[*clips]), fps=fps, scale=1)

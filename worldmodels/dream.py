@@ -34,7 +34,8 @@ from gymnasium.vector.utils import batch_space
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from .controller import SQUASHES, Controllers, ControllerSettings, RealFitness, controllers_for, load_controller
+from .controller import SQUASHES, Controllers, ControllerSettings, RealFitness, controllers_for
+from .controller_files import load_controller
 from .mdn_rnn import open_loop, require_steps
 from .rollouts import VALIDATION, Policy, check_actions, make_envs, prepare, run_episodes
 from .tools import show
