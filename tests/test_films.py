@@ -7,7 +7,9 @@ import torch
 import worldmodels.films as f
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, score
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.envs import LocalEnv
 from worldmodels.rollouts import run_episodes
+from worldmodels.tools.games import CAR_RACING
 from worldmodels.tools.world import WorldModel
 from worldmodels.vae import VAE, VAESettings
 
@@ -18,7 +20,7 @@ C = ControllerSettings()
 def world() -> WorldModel:
     """An untrained V and M, small."""
     torch.manual_seed(0)
-    return WorldModel(VAE(VAESettings(latent=4)).eval(), MDNRNN(MDNRNNSettings(latent=4, hidden=8)).eval())
+    return WorldModel(VAE(VAESettings(latent=4)).eval(), MDNRNN(MDNRNNSettings(latent=4, hidden=8)).eval(), "CarRacing")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def test_a_film_shows_the_game_beside_what_v_sees(world, params, tmp_path):
 
 def test_a_c_of_another_width_is_refused_before_anything_moves(world, tmp_path, monkeypatch):
     def never(*_, **__): raise AssertionError("an environment was made")
-    monkeypatch.setattr(f, "OneCar", never)
+    monkeypatch.setattr(f, "LocalEnv", never)
     with pytest.raises(ValueError, match="has 39 parameters, got 867"):
         f.film_episode(world, C, np.zeros(867), 0, tmp_path / "drive.mp4")
     assert not list(tmp_path.iterdir())
@@ -49,15 +51,15 @@ def test_a_c_of_another_width_is_refused_before_anything_moves(world, tmp_path, 
 def test_the_drawing_is_cut_where_v_stops_seeing():
     drawing = np.zeros((400, 600, 3), np.uint8)
     drawing[350:] = 255  # the instrument panel
-    small = f.resize_with_caption(drawing, 480)
+    small = f.resize_with_caption(CAR_RACING.cut(drawing), (480, 280))
     assert small.shape == (280, 480, 3) and not small.any()
-    assert f.resize_with_caption(np.zeros((64, 64, 3), np.uint8), 480, "x").max() > 200
+    assert f.resize_with_caption(np.zeros((64, 64, 3), np.uint8), (480, 280), "x").max() > 200
 
 
-def test_one_car_is_the_official_environment(world, params):
+def test_one_local_environment_is_the_official_environment(world, params):
     alone = []
     for seed in (3, 4):
-        car = f.OneCar(seed, 64, "rgb_array")
+        car = LocalEnv("CarRacing", seed, 64, "rgb_array")
         alone.extend(run_episodes(car, WorldModelPolicy(world, controllers_for(world, C, params)), 8)[0])
         car.close()
     np.testing.assert_allclose(score(world, C, params, [3, 4], max_steps=8), alone, atol=1e-4)
@@ -78,7 +80,7 @@ def invisible(monkeypatch):
 def test_watching_goes_through_the_tracks(world, params, invisible, capsys):
     f.watch(world, C, params, [3, 4], max_steps=3)
     printed = capsys.readouterr().out
-    assert "track 3: return" in printed and "track 4: return" in printed
+    assert "seed 3: return" in printed and "seed 4: return" in printed
 
 
 @pytest.mark.parametrize("kind", ["escape", "close"])
@@ -95,7 +97,7 @@ def test_escape_and_closing_the_window_leave(world, params, invisible, monkeypat
 
     monkeypatch.setattr(f, "leave_on_escape", press)
     f.watch(world, C, params, range(50), max_steps=1000)
-    assert len(steps) == 2 and "track" not in capsys.readouterr().out
+    assert len(steps) == 2 and "seed" not in capsys.readouterr().out
     assert not pygame.display.get_init()
 
 

@@ -49,7 +49,7 @@ class GameSpec:
     something is missing"""
     discrete: bool = False
     """whether the environment takes the number of the largest entry of an action, not the action itself"""
-    squash: str = "tanh"
+    squash: str = "bounds"
     """how C's raw outputs become an action: a name in `worldmodels.controller.SQUASHES`"""
     pictures: Literal["observation", "render"] = "observation"
     """where pictures come from: what `step` returns, or what `render` draws"""
@@ -96,6 +96,10 @@ class GameSpec:
         """Numbers in an action."""
         return len(self.low)
 
+    def part(self, name: str) -> dict[str, object]:
+        """The settings among `defaults` that belong to one part of a run: `part("vae")` has the fields of V."""
+        return {key.removeprefix(f"{name}."): value for key, value in self.defaults.items() if key.startswith(f"{name}.")}
+
     @property
     def official(self) -> str:
         """The backend that scores are measured on, where that is another than the fast one; else empty."""
@@ -127,6 +131,12 @@ class GameSpec:
         """What `step` of one environment is given for an action (action_dim,)."""
         return int(np.argmax(action)) if self.discrete else action
 
+    def cut(self, picture: np.ndarray) -> np.ndarray:
+        """The part of a picture (H, W, 3) that V sees, at the picture's own size."""
+        top, bottom, left, right = self.crop
+        height, width, _ = picture.shape
+        return picture[round(top * height):round(bottom * height), round(left * width):round(right * width)]
+
     def prepare(self, pictures: Sequence[np.ndarray], size: int = 64) -> np.ndarray:
         """Pictures (H, W, 3) uint8, cropped and averaged by area: (n, size, size, 3) uint8.
 
@@ -136,13 +146,7 @@ class GameSpec:
             if np.ndim(picture) != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
                 got = f"{np.shape(picture)} {getattr(picture, 'dtype', type(picture).__name__)}"
                 raise ValueError(f"{self.name}'s pictures must be (height, width, 3) uint8, got {got}")
-        top, bottom, left, right = self.crop
-        prepared = []
-        for picture in pictures:
-            height, width, _ = picture.shape
-            seen = picture[round(top * height):round(bottom * height),
-                           round(left * width):round(right * width)]
-            prepared.append(cv2.resize(seen, (size, size), interpolation=cv2.INTER_AREA))
+        prepared = [cv2.resize(self.cut(picture), (size, size), interpolation=cv2.INTER_AREA) for picture in pictures]
         return np.stack(prepared)
 
 # %% ../../nbs/tools/games.ipynb #6c8f7db0
@@ -165,7 +169,7 @@ CAR_RACING = add_game(GameSpec(
 TAKE_COVER = add_game(GameSpec(
     "TakeCover", "VizdoomTakeCover-v1", low=(-1.0,), high=(1.0,),
     make="worldmodels.tools.takecover:TakeCover",
-    requires="worldmodels.tools.takecover:require_vizdoom",
+    requires="worldmodels.tools.takecover:require_vizdoom", squash="tanh",
     crop=(0.0, 5 / 6, 0.0, 1.0), fps=35, max_steps=2100, unit="tics", backends=("vizdoom",),
     weights="takecover",
     dream={"temperature": 1.15, "max_steps": 2100, "done": "sample", "reward": "alive"},
@@ -234,7 +238,7 @@ def _ask_actions(name: str, space: gymnasium.Space) -> dict:
     if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
         if not np.isfinite([space.low, space.high]).all():
             raise ValueError(f"{name}'s actions have no bounds ({space}): wrap it, so that they have some")
-        return {"low": tuple(map(float, space.low)), "high": tuple(map(float, space.high)), "squash": "tanh"}
+        return {"low": tuple(map(float, space.low)), "high": tuple(map(float, space.high)), "squash": "bounds"}
     raise ValueError(f"{name}'s actions must be a Box (n,) or Discrete, not {space}")
 
 # %% ../../nbs/tools/games.ipynb #6f0dc014

@@ -193,24 +193,24 @@ class WorldModel:
             raise ValueError(f"vision {type(vision).__name__} has a latent of {vision.latent}, "
                              f"dynamics {type(dynamics).__name__} expects {dynamics.latent}")
         self.vision, self.dynamics = vision, dynamics
-        self._game = None if game is None else find_game(game)
-        if self._game and dynamics.action_dim != self._game.action_dim:
-            raise ValueError(f"{self._game.name} has {self._game.action_dim} numbers in an action, "
+        self.spec = None if game is None else find_game(game)
+        if self.spec and dynamics.action_dim != self.spec.action_dim:
+            raise ValueError(f"{self.spec.name} has {self.spec.action_dim} numbers in an action, "
                              f"this {type(dynamics).__name__} expects {dynamics.action_dim}")
 
     @property
     def game(self) -> GameSpec:
         """The game; a ValueError where it was never said."""
-        if self._game is None:
+        if self.spec is None:
             raise ValueError("this world model does not say of which game it is: WorldModel(vision, "
                              "dynamics, game=…)")
-        return self._game
+        return self.spec
 
     def save(self, folder, half: bool = False, **card) -> None:
         """Write both models into `folder`, made if missing."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if self._game: card["game"] = self._game.name
+        if self.spec: card["game"] = self.spec.name
         save_model(folder / "vision.safetensors", self.vision, half, **card)
         if self.dynamics is self.vision:
             save_tensors(folder / "dynamics.safetensors", {}, {"same_as_vision": True, "card": card})
