@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from worldmodels.baselines import PPOSettings
 from worldmodels.controller import ControllerSettings, EvolveSettings
 from worldmodels.mdn_rnn import MDNRNNSettings
+from worldmodels.ppo import PPOSettings
 from worldmodels.rollouts import CollectSettings
 from worldmodels.tools.settings import claim_run_folder, load
 from worldmodels.tools.store import RolloutStore, estimate_bytes, require_space

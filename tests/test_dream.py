@@ -434,8 +434,8 @@ def test_missing_pretrained_weights_are_named(monkeypatch, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_ppo_agent_trains_in_it(world, starts):
-    sb3, baselines = pytest.importorskip("stable_baselines3"), pytest.importorskip("worldmodels.baselines")
-    envs = baselines.as_sb3_vec_env(DreamVectorEnv(4, world=world, starts=starts, done="sample", max_steps=20))
+    sb3, ppo = pytest.importorskip("stable_baselines3"), pytest.importorskip("worldmodels.ppo")
+    envs = ppo.as_sb3_vec_env(DreamVectorEnv(4, world=world, starts=starts, done="sample", max_steps=20))
     agent = sb3.PPO("MlpPolicy", envs, n_steps=32, batch_size=64, n_epochs=2, seed=0, device="cpu")
     before = [p.clone() for p in agent.policy.parameters()]
     agent.learn(384)
