@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldmodels.controller import ControllerSettings, RealFitness, evolve, save_controller, score, summary
+from worldmodels.controller import ControllerSettings, RealFitness, evolve, score, summary
+from worldmodels.controller_files import save_controller
+from worldmodels.envs import choose_backend
 from worldmodels.dream import smooth_rewards
 from worldmodels.mdn_rnn import (dynamics_loss, held_out_nll, linear_nll, noise_nll, repeat_nll,
                                  train_dynamics, windows)
-from worldmodels.rollouts import HELD_OUT, choose_backend
+from worldmodels.rollouts import HELD_OUT
 from worldmodels.tools.settings import claim_run_folder, load, write_json
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings, fit, read_lines

@@ -26,7 +26,10 @@ from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, Rand
 from worldmodels.dream import Dream, DreamFitness, DreamSettings, InitialStates, apply_action_repeat, done_probability, require_heads, sample_done
 from worldmodels.films import film_clips
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
-from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, Policy, collect, make_envs, record, require_vizdoom
+from worldmodels.collect import CollectSettings, collect, record
+from worldmodels.envs import make_envs
+from worldmodels.rollouts import HELD_OUT, NoisePolicy, Policy
+from worldmodels.tools.takecover import require_vizdoom
 from worldmodels.tools import show
 from worldmodels.tools.settings import claim_run_folder, load, split_settings, write_json
 from worldmodels.tools.store import RolloutStore

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from worldmodels.collect import collect
-from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, carry_over,
-                                    controllers_for, evolve,
-                                    load_controller, save_controller, summary)
+from worldmodels.carry_over import carry_over
+from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, controllers_for,
+                                    evolve, summary)
+from worldmodels.controller_files import load_controller, save_controller
 from worldmodels.dream import DreamFitness
-from worldmodels.latents import apply_action_repeat, concat_latents, smooth_rewards
+from worldmodels.dream import apply_action_repeat, concat_latents, smooth_rewards
 from worldmodels.mdn_rnn import train_dynamics
 from worldmodels.rollouts import VALIDATION
 from worldmodels.tools.settings import claim_run_folder, load

@@ -1,4 +1,4 @@
-"""PPO on CarRacing: what reward alone teaches a network, scored on the same tracks as C, and a driver that records for V and M.
+"""PPO on CarRacing: what reward alone teaches a network, scored on C's tracks; it can record for V and M.
 
 python -m solutions.ppo --settings laptop --run runs/ppo
 python -m solutions.ppo --settings laptop --run runs/ppo --render human
@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from solutions.evaluate import write_report
-from solutions.settings import EvaluateSettings, Sections, command
-from worldmodels.baselines import PPOPolicy, PPOSettings, load_ppo, require_sb3, train_ppo
 from worldmodels.controller import score_policy
 from worldmodels.films import watch_policy
-from worldmodels.rollouts import HELD_OUT, collect
+from worldmodels.ppo import PPOPolicy, PPOSettings, load_ppo, require_sb3, train_ppo
+from worldmodels.collect import collect
+from worldmodels.rollouts import HELD_OUT
 from worldmodels.tools.settings import claim_run_folder, load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import load_tensors, save_tensors
+
+from .evaluate import write_report
+from .settings import EvaluateSettings, Sections, command
 
 
 @dataclass(frozen=True)
@@ -43,35 +45,60 @@ class PPOCommand:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
 
-def drive(folder: Path, driver: PPOPolicy, s: PPOCommand) -> RolloutStore:
+def record_driving(folder: Path, driver: PPOPolicy, s: PPOCommand) -> RolloutStore:
     """The run's store, with the episodes that PPO drives; what is there is not driven again."""
     store = RolloutStore.create(folder / "store", "CarRacing-v3", s.ppo.size, 3)
     collect(store, driver, s.drive, "fast", 40_000, s.ppo.max_steps, tag="ppo")
     return collect(store, driver, s.official, "gymnasium", 50_000, s.ppo.max_steps, tag="ppo")
 
 
-def ship(folder: Path, to: Path) -> None:
+def evaluate(folder: Path, driver: PPOPolicy, s: PPOCommand) -> None:
+    """Write report.json, unless it is there for as many episodes."""
+    path = folder / "report.json"
+    if path.exists():
+        report = json.loads(path.read_text())
+        if report["gymnasium"]["episodes"] == s.evaluate.episodes: return
+
+    def returns(seeds, backend):
+        return score_policy(driver, seeds, backend, s.evaluate.max_steps, size=s.ppo.size)
+
+    write_report(folder, returns, s.evaluate)
+
+
+def publish(folder: Path, to: Path) -> None:
     """The driver without Adam's moments, its curve and its score, in `to`."""
     to.mkdir(parents=True, exist_ok=True)
     tensors, notes = load_tensors(folder / "ppo.safetensors")
-    save_tensors(to / "ppo.safetensors", {name: x for name, x in tensors.items() if name.startswith("model.")}, notes)
+    weights = {name: x for name, x in tensors.items() if name.startswith("model.")}
+    save_tensors(to / "ppo.safetensors", weights, notes)
     for name in ("evaluations.jsonl", "report.json"): shutil.copy(folder / name, to / name)
 
 
-def main() -> None:
-    s = load(PPOCommand, description=__doc__, part_of=Sections)
+def run(s: PPOCommand) -> PPOPolicy:
+    """Train PPO in `s.run`, or go on there, and score it; or watch it. Returns the driver.
+
+    Raises ImportError without Stable-Baselines3, ValueError for the folder of a run with other settings.
+    """
     require_sb3()  # before anything is written
     folder = Path(s.run)
-    if s.publish and Path(s.publish).resolve() == folder.resolve(): raise ValueError(f"publish and run are the same folder, {folder}: Adam's moments would be lost")
-    if s.render == "human": return watch_policy(load_ppo(folder / "ppo.safetensors"), HELD_OUT, s.evaluate.max_steps, s.ppo.size)
-    claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "render", "drive", "official", "publish", *(f"evaluate.{k}" for k in vars(s.evaluate))))
+    if s.publish and Path(s.publish).resolve() == folder.resolve():
+        raise ValueError(f"publish and run are the same folder, {folder}: Adam's moments would be lost")
+    if s.render == "human":
+        driver = load_ppo(folder / "ppo.safetensors")
+        watch_policy(driver, HELD_OUT, s.evaluate.max_steps, s.ppo.size)
+        return driver
+    scoring = tuple(f"evaluate.{name}" for name in vars(s.evaluate))
+    ignored = ("fresh", "run", "render", "drive", "official", "publish", *scoring)
+    claim_run_folder(folder, s, s.fresh, ignore=ignored)
     driver = train_ppo(s.ppo, folder, s.seed)
-    if s.drive or s.official: drive(folder, driver, s)
-    report = folder / "report.json"
-    if not report.exists() or json.loads(report.read_text())["gymnasium"]["episodes"] != s.evaluate.episodes:
-        write_report(folder, lambda seeds, backend: score_policy(driver, seeds, backend, s.evaluate.max_steps, size=s.ppo.size), s.evaluate)
-    if s.publish: ship(folder, Path(s.publish))
+    if s.drive or s.official: record_driving(folder, driver, s)
+    evaluate(folder, driver, s)
+    if s.publish: publish(folder, Path(s.publish))
     print(f"PPO, its curve and its score are in {folder}")
+    return driver
+
+
+def main() -> None: run(load(PPOCommand, description=__doc__, part_of=Sections))
 
 
 if __name__ == "__main__": command(main)

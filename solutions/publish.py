@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from worldmodels.controller import load_controller, save_controller
-from worldmodels.latents import apply_action_repeat, mean_actions, smooth_rewards
+from worldmodels.controller_files import load_controller, save_controller
+from worldmodels.dream import apply_action_repeat, mean_actions, smooth_rewards
 from worldmodels.mdn_rnn import MDNRNN, open_loop, train_dynamics
 from worldmodels.tools.games import find_game
 from worldmodels.tools.settings import load

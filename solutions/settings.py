@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from worldmodels.baselines import PPOSettings
 from worldmodels.collect import CollectSettings
 from worldmodels.controller import ControllerSettings, EvolveSettings
 from worldmodels.dream import DreamSettings
 from worldmodels.mdn_rnn import MDNRNNSettings
+from worldmodels.ppo import PPOSettings
 from worldmodels.tools.bounds import above, at_least
 from worldmodels.tools.games import GameSpec, find_game
 from worldmodels.tools.settings import claim_run_folder, load

@@ -12,7 +12,8 @@ from solutions.mdn_rnn import full_gaussian_nll, nll_by_components
 from solutions.rollouts import Braker, gap_in_parts
 from solutions.vae import mirrored, rate_distortion
 from worldmodels.controller import EvolveSettings
-from worldmodels.rollouts import RoadFollower, make_envs
+from worldmodels.envs import make_envs
+from worldmodels.rollouts import RoadFollower
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import WorldModel, data
 from worldmodels.vae import VAE, Latents, VAESettings, kl_divergence, reparameterize, vae_loss

@@ -14,8 +14,8 @@ from solutions.settings import TrainSettings
 from worldmodels.controller import (Controllers, ControllerSettings, EvolveSettings, RealFitness,
                                     WorldModelPolicy, evolve)
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
-from worldmodels.rollouts import (HELD_OUT, TRAINING, VALIDATION, Envs, Policy, RoadFollower, make_envs,
-                                  run_episodes)
+from worldmodels.envs import Envs, make_envs
+from worldmodels.rollouts import HELD_OUT, TRAINING, VALIDATION, Policy, RoadFollower, run_episodes
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel
 from worldmodels.vae import VAE, VAESettings, encode_frames

@@ -19,7 +19,10 @@ from worldmodels.doom import (C_DOOM, M_DOOM, TAKE_COVER, V_DOOM, RandomHoldPoli
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates, done_probability
 from worldmodels.films import film_clips
 from worldmodels.mdn_rnn import MDNRNN, windows
-from worldmodels.rollouts import NoisePolicy, Policy, buttons, collect, make_envs, prepare_doom, record
+from worldmodels.collect import collect, record
+from worldmodels.envs import make_envs
+from worldmodels.rollouts import NoisePolicy, Policy, prepare_doom
+from worldmodels.tools.takecover import buttons
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, data, load_tensors

@@ -22,7 +22,8 @@ from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldMod
 from worldmodels.controller_files import save_controller
 from worldmodels.dream import Dream, DreamEnv, DreamFitness, DreamSettings, DreamVectorEnv, CounterRNG, Planner, PlanSettings, InitialStates
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
-from worldmodels.rollouts import Envs, make_envs, run_episodes
+from worldmodels.envs import Envs, make_envs
+from worldmodels.rollouts import run_episodes
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import WorldModel, data
@@ -437,8 +438,8 @@ def test_missing_pretrained_weights_are_named(monkeypatch, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_ppo_agent_trains_in_it(world, starts):
-    sb3, baselines = pytest.importorskip("stable_baselines3"), pytest.importorskip("worldmodels.baselines")
-    envs = baselines.as_sb3_vec_env(DreamVectorEnv(4, world=world, starts=starts, done="sample", max_steps=20))
+    sb3, ppo = pytest.importorskip("stable_baselines3"), pytest.importorskip("worldmodels.ppo")
+    envs = ppo.as_sb3_vec_env(DreamVectorEnv(4, world=world, starts=starts, done="sample", max_steps=20))
     agent = sb3.PPO("MlpPolicy", envs, n_steps=32, batch_size=64, n_epochs=2, seed=0, device="cpu")
     before = [p.clone() for p in agent.policy.parameters()]
     agent.learn(384)

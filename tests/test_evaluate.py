@@ -13,7 +13,8 @@ from solutions.settings import EvaluateSettings
 from worldmodels.controller import ControllerSettings
 from worldmodels.controller_files import save_controller
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
-from worldmodels.rollouts import HELD_OUT, has_envpool
+from worldmodels.envs import has_envpool
+from worldmodels.rollouts import HELD_OUT
 from worldmodels.tools.world import WorldModel
 from worldmodels.vae import VAE, VAESettings
 

@@ -1,4 +1,4 @@
-"""Each exercise of chapter 07: its test passes the reference and names what is wrong with plausible answers."""
+"""Each exercise of chapter 07: its test passes the reference and names what is wrong with wrong answers."""
 import math
 
 import numpy as np
@@ -19,7 +19,8 @@ def test_the_reference_passes(test, reference): test(reference)
 
 # Exercise 1: advantages
 
-def make_advantages(cut=True, blind=False, fade=lambda gamma, lam: gamma * lam, minus_value=True, discount=True, forwards=False, over_late=False, onwards=False):
+def make_advantages(cut=True, blind=False, fade=lambda gamma, lam: gamma * lam, minus_value=True,
+                    discount=True, forwards=False, over_late=False, onwards=False):
     def advantages(rewards, values, following, over, gamma, lam):
         following = np.where(over, 0, following) if blind else following
         surprise = rewards + (gamma if discount else 1) * following - (values if minus_value else 0)
@@ -38,7 +39,8 @@ def test_right_advantages_in_other_words_pass(): baselines.test_advantages(make_
 @pytest.mark.parametrize("wrong, message", [
     (make_advantages(cut=False), "crosses the end of an episode"),
     (make_advantages(over_late=True), "crosses the end of an episode|an episode of its own"),
-    (make_advantages(blind=True), "does not take away the value"), (make_advantages(onwards=True), "where the arrays stop, so does the sum"),
+    (make_advantages(blind=True), "does not take away the value"),
+    (make_advantages(onwards=True), "where the arrays stop, so does the sum"),
     (make_advantages(fade=lambda gamma, lam: lam), "fades by γ·λ"),
     (make_advantages(fade=lambda gamma, lam: gamma), "λ = 0: the surprise"),
     (make_advantages(minus_value=False), "λ = 0: the surprise"),
@@ -88,19 +90,23 @@ def absolute(a, b): return baselines.paired(np.maximum(a, b), np.minimum(a, b))
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (unpaired, "resample differences, not the returns of each"), (spread_of_tracks, "what a track is worth cancels|interval of the mean"),
+    (unpaired, "resample differences, not the returns of each"),
+    (spread_of_tracks, "what a track is worth cancels|interval of the mean"),
     (narrow, "1.96 standard errors"), (ends_subtracted, "cannot be subtracted|holds the mean"),
-    (turned, "the mean is that of a − b"), (unchecked, "refused with a ValueError"), (absolute, "the mean is that of a − b|changes its sign")])
+    (turned, "the mean is that of a − b"), (unchecked, "refused with a ValueError"),
+    (absolute, "the mean is that of a − b|changes its sign")])
 def test_a_wrong_comparison_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): baselines.test_paired(wrong)
 
 
 # Exercise 3: time to score
 
-def of_the_best(cost, scores, target): return cost[np.argmax(scores)] if len(scores) and max(scores) >= target else math.inf
+def of_the_best(cost, scores, target):
+    return cost[np.argmax(scores)] if len(scores) and max(scores) >= target else math.inf
 
 
-def argmax_alone(cost, scores, target): return np.asarray(cost)[(np.asarray(scores) >= target).argmax()] if len(scores) else math.inf
+def argmax_alone(cost, scores, target):
+    return np.asarray(cost)[(np.asarray(scores) >= target).argmax()] if len(scores) else math.inf
 
 
 def end_of_budget(cost, scores, target):
@@ -119,7 +125,8 @@ def last_time(cost, scores, target):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (of_the_best, "first test at or above"), (argmax_alone, "not reached is infinity"), (end_of_budget, "not reached is infinity"),
+    (of_the_best, "first test at or above"), (argmax_alone, "not reached is infinity"),
+    (end_of_budget, "not reached is infinity"),
     (above, "exactly the target"), (last_time, "first test at or above")])
 def test_a_wrong_time_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): baselines.test_time_to_score(wrong)
@@ -127,22 +134,26 @@ def test_a_wrong_time_is_told(wrong, message):
 
 # Exercise 4: on the road?
 
-def make_on_road(rows=(3 / 4, 31 / 32), columns=(13 / 32, 19 / 32), threshold=0.5, channel=1, reduce=True, test=None):
+def make_on_road(rows=(3 / 4, 31 / 32), columns=(13 / 32, 19 / 32), threshold=0.5, channel=1, reduce=True,
+                 test=None):
     def on_road(frames):
         size = frames.shape[1] if test is None else test
-        patch = frames[:, int(rows[0] * size):int(rows[1] * size), int(columns[0] * size):int(columns[1] * size), channel] < 150
-        share = patch.mean((1, 2))
+        y, x = (slice(*(int(end * size) for end in ends)) for ends in (rows, columns))
+        share = (frames[:, y, x, channel] < 150).mean((1, 2))
         return share > threshold if reduce else share
     return on_road
 
 
 @pytest.mark.parametrize("wrong, message", [
     (make_on_road(threshold=0.0), "grass all around"),
-    (make_on_road(rows=(0, 1), columns=(0, 1), threshold=0.2), "edge of the picture|nor is the road ahead|answers"),
+    (make_on_road(rows=(0, 1), columns=(0, 1), threshold=0.2),
+     "edge of the picture|nor is the road ahead|answers"),
     (make_on_road(rows=(0, 1), threshold=0.4), "nor is the road ahead"),
     (make_on_road(columns=(0, 1), threshold=0.2), "edge of the picture"),
     (make_on_road(channel=0), "grass all around"),
-    (make_on_road(test=64), "frames of another size"), (make_on_road(threshold=0.2), "more than half of the patch|grass all around"), (make_on_road(threshold=0.8), "more than half of the patch|road under the car"),
+    (make_on_road(test=64), "frames of another size"),
+    (make_on_road(threshold=0.2), "more than half of the patch|grass all around"),
+    (make_on_road(threshold=0.8), "more than half of the patch|road under the car"),
     (make_on_road(reduce=False), "booleans")])
 def test_a_wrong_patch_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): baselines.test_on_road(wrong)
@@ -192,9 +203,12 @@ def one_by_one(fitness, candidates, means, fresh, finalists):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (best_where_chosen, "finalist with the best mean on the fresh tracks"), (wrong_index, "finalist with the best mean on the fresh tracks"), (everybody_again, "only the finalists"),
-    (best_on_one_track(lambda r: r.max(1).argmax()), "nor on one of them"), (best_on_one_track(lambda r: r[:, 0].argmax()), "nor on one of them"),
-    (the_worst, "those with the best means"), (lucky_returns, "its returns are those on the fresh tracks"), (one_by_one, "only the finalists drive again, once")])
+    (best_where_chosen, "finalist with the best mean on the fresh tracks"),
+    (wrong_index, "finalist with the best mean on the fresh tracks"), (everybody_again, "only the finalists"),
+    (best_on_one_track(lambda r: r.max(1).argmax()), "nor on one of them"),
+    (best_on_one_track(lambda r: r[:, 0].argmax()), "nor on one of them"),
+    (the_worst, "those with the best means"), (lucky_returns, "its returns are those on the fresh tracks"),
+    (one_by_one, "only the finalists drive again, once")])
 def test_a_wrong_choice_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): baselines.test_choose(wrong)
 
