@@ -22,7 +22,8 @@ from gymnasium.vector.utils import batch_space
 from tqdm.auto import tqdm
 
 from .controller import score_policy
-from .rollouts import TRAINING, VALIDATION, Envs, Policy, make_envs
+from .envs import Envs, make_envs
+from .rollouts import TRAINING, VALIDATION, Policy
 from .tools.bounds import at_least
 from .tools.training import append_line, read_lines, replace_lines
 from .tools.training import load_checkpoint, save_checkpoint
