@@ -69,7 +69,7 @@ def test_a_c_moved_to_its_own_world_stays_what_it_is(world):
 
 
 def test_a_c_carried_over_decides_on_another_m_as_it_did(world):
-    """Another M's memory means other things: the same C decides otherwise there; carried over, it does not."""
+    """Another M's memory means other things: the same C decides otherwise; carried over, it does not."""
     torch.manual_seed(5)
     wide = MDNRNNSettings(latent=4, hidden=32)
     new, old = (WorldModel(world.vision, MDNRNN(wide).eval()) for _ in range(2))
@@ -89,7 +89,7 @@ def test_a_c_carried_over_decides_on_another_m_as_it_did(world):
 
 
 def test_a_c_carried_over_reads_each_world_in_its_own_latents(world):
-    """V turns z round, and M reads it so: the C carried over is the old one, its weights for z turned round."""
+    """V turns z round, and M reads it so: the C carried over is the old one, its weights for z turned."""
     driven = some_latents([400, 300])
     turned = WorldModel(world.vision, MDNRNN(MDNRNNSettings(latent=4, hidden=8)).eval())
     turned.dynamics.load_state_dict(world.dynamics.state_dict())
