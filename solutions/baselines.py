@@ -27,7 +27,7 @@ from worldmodels.dream import GAMES, DreamFitness, InitialStates
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, horizon_error, segments, train_dynamics, whole_episodes
 from worldmodels.rollouts import HELD_OUT, VALIDATION, NoisePolicy, Policy, RoadFollower, collect, make_envs, require_vizdoom
 from worldmodels.tools import show
-from worldmodels.tools.importers import ImportSettings, ends, naming, shrink
+from worldmodels.tools.importers import ImportSettings, error_context, shrink, split_done
 from worldmodels.tools.settings import claim_run_folder, load, write_json
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import read_lines
@@ -75,14 +75,14 @@ class Thumbnail(Vision):
 def read_video(file: Path, settings: ImportSettings = ImportSettings()) -> Episode:
     """An episode without actions from a video, for V. Raises ValueError that names a file that is none.
 
-    Whole or not at all comes from `RolloutStore.append`, and the name from `naming`. That nothing is imported twice is the caller's
+    Whole or not at all comes from `RolloutStore.append`, and the name from `error_context`. That nothing is imported twice is the caller's
     to see to: by the source, which stands in the store with the episode.
     """
-    with naming(file):
+    with error_context(file):
         frames = np.concatenate([shrink(frame[None], settings) for frame in imageio.v3.imiter(file)])
         steps = len(frames) - 1
         return Episode(frames, np.zeros((steps, 0), np.float32), np.zeros(steps, np.float32),
-                       *ends(np.zeros(steps, bool), steps, settings.max_steps), source=f"video:{file.resolve()}")
+                       *split_done(np.zeros(steps, bool), steps, settings.max_steps), source=f"video:{file.resolve()}")
 
 
 # Cells
