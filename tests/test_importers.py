@@ -16,8 +16,8 @@ import torch
 import solutions.mdn_rnn
 import solutions.vae
 from solutions.baselines import read_video
-from solutions.rollouts import import_latents, import_main
-from worldmodels.rollouts import make_envs, prepare
+from solutions.rollouts import collect, import_latents, import_main
+from worldmodels.rollouts import NoisePolicy, prepare
 from worldmodels.tools import importers
 from worldmodels.tools.importers import ImportSettings, import_episodes, read_actions, shrink, sources
 from worldmodels.tools.show import write_mp4
@@ -333,14 +333,14 @@ def test_the_formats_of_carracings_own_code_keep_its_name(tmp_path):
         assert import_episodes(tmp_path / kind, tmp_path / f"store {kind}").env_id == "CarRacing-v3"
 
 
-def test_what_nobody_names_is_unknown_and_no_environment_is_made_of_it(tmp_path):
+def test_what_nobody_names_is_unknown_and_driving_on_in_it_is_refused(tmp_path):
     ctallec(tmp_path / "other" / "r.npz", actions=np.zeros((50, 1)))
     (tmp_path / "alone").mkdir()
     np.save(tmp_path / "alone" / "e.npy", frames(5))
     for folder in ("other", "alone"):
         store = import_episodes(tmp_path / folder, tmp_path / f"store {folder}")
         assert store.env_id == "unknown"
-        with pytest.raises(ValueError, match="'unknown'"): make_envs(store.env_id, [1], 64, "gymnasium")
+        with pytest.raises(ValueError, match="'unknown'"): collect(store, NoisePolicy(), 1)
     frame = RolloutStore(tmp_path / "store other").episode(0).frames[0]
     assert (frame[-1] == 255).all(), "no panel is cut off"
 
