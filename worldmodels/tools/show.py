@@ -133,7 +133,7 @@ def _canvas(width: int, height: int) -> Picture:
     return Picture(figsize=size, dpi=DPI, facecolor=FACE, layout=by_hand)
 
 
-def _place(fig: Picture, image: np.ndarray, x: int, y: int, k: int, color: str | None = None) -> None:
+def _draw_frame(fig: Picture, image: np.ndarray, x: int, y: int, k: int, color: str | None = None) -> None:
     """Draws one frame, k times enlarged, with its upper left corner x, y pixels from the figure's."""
     width, height = fig.get_size_inches() * DPI
     enlarged = image.repeat(k, 0).repeat(k, 1)
@@ -173,7 +173,7 @@ def frames(images, columns: int = 8, labels: Sequence | None = None, scale: floa
     for i in range(n):
         row, column = divmod(i, columns)
         left, top = 6 + column * dx, 6 + row * dy
-        _place(fig, x[i], left, top, k, COLORS.get(colors[i], colors[i]))
+        _draw_frame(fig, x[i], left, top, k, COLORS.get(colors[i], colors[i]))
         if texts: _write(fig, texts[i], left + k * w / 2, top + k * h + 5, ha="center", va="top", fontsize=9)
     fig.alt = f"{n} frames of {h}×{w} pixels, {columns} a row"
     if texts: fig.alt += ": " + ", ".join(" ".join(text.split()) for text in texts)
@@ -203,7 +203,7 @@ def strip(rows: Mapping[str, object], labels: Sequence | None = None, every: int
         top = 28 + r * dy
         ink = COLORS.get(name, INK)
         _write(fig, name, left - 10, top + k * h / 2, color=ink, ha="right", va="center", weight="bold")
-        for i in range(n): _place(fig, clip[i], left + i * dx, top, k)
+        for i in range(n): _draw_frame(fig, clip[i], left + i * dx, top, k)
     for i, label in enumerate(labels):
         _write(fig, label, left + i * dx + k * w / 2, 20, ha="center", va="baseline", fontsize=9)
     fig.alt = f"{n} columns ({', '.join(labels)}) of frames in rows, from the top: {', '.join(clips)}"
