@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from solutions.settings import TrainSettings, command, open_run, open_store
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Vision, load_model, save_model
 from worldmodels.vae import VAE, VAESettings, train_vae, vae_loss
 
+from .settings import TrainSettings, command, open_run, open_store
+
 
 def learn_vision(folder: Path, store: RolloutStore, s: TrainSettings, start: Vision | None = None) -> Vision:
-    """The V of `folder`, trained (from `start`, if given) unless it is there already, or taken from `s.vision`."""
+    """The V of `folder`: the one that is there, or that of `s.vision`, or trained (from `start`, if given)."""
     path = folder / "vision.safetensors"
     if not path.exists():
         if s.vision: vision = load_model(s.vision, Vision)
@@ -25,24 +26,34 @@ def learn_vision(folder: Path, store: RolloutStore, s: TrainSettings, start: Vis
     return load_model(path, Vision)
 
 
-def rate_distortion(train_small: Callable, draw: Callable, kl: Callable, betas: Sequence[float] = (0.1, 0.3, 1, 3, 10, 30, 100)) -> np.ndarray:
-    """Exercise 6: KL in nats and squared error of the chapter's `SmallV` at each price of a nat, over the last 60 steps: (betas, 2).
+def run(s: TrainSettings, folder: Path) -> Vision:
+    """The V of a run folder, from the store that its settings name."""
+    return learn_vision(folder, open_store(folder, s), s)
 
-    At a price of β, V buys nats as long as each saves β of error: the slope of the curve at that point is −β.
+
+def rate_distortion(train_small: Callable, draw: Callable, kl: Callable,
+                    betas: Sequence[float] = (0.1, 0.3, 1, 3, 10, 30, 100)) -> np.ndarray:
+    """Exercise 6: KL in nats and squared error of the chapter's `SmallV` at each price of a nat: (betas, 2).
+
+    Both are means over the last 60 steps. At a price of β, V buys nats as long as each saves β of error: the
+    slope of the curve at that point is −β.
     """
     points = []
     for beta in betas:
-        _, history = train_small(draw, lambda error, mu, logvar: (error + beta * kl(mu, logvar)).mean())
+        def loss(error, mu, logvar, beta=beta): return (error + beta * kl(mu, logvar)).mean()
+        _, history = train_small(draw, loss)
         errors, mus, logvars = zip(*history[-60:])
-        points.append((np.mean([kl(mu, logvar).mean().item() for mu, logvar in zip(mus, logvars)]), np.mean(errors)))
+        kls = [kl(mu, logvar).mean().item() for mu, logvar in zip(mus, logvars)]
+        points.append((np.mean(kls), np.mean(errors)))
     return np.array(points)
 
 
 def mirrored(settings: VAESettings) -> Callable[[VAE, torch.Tensor], object]:
     """Exercise 7: the chapter's loss on frames (n, H, W, 3) of which a random half is flipped left to right.
 
-    `fit` seeds torch's generator at every step, so the coins fall alike in every run. M may be trained on mirrored episodes too if all frames
-    of an episode are flipped or none, and its steering changes the sign with them.
+    `fit` seeds torch's generator at every step, so the coins fall alike in every run. M may be trained on
+    mirrored episodes too if all frames of an episode are flipped or none, and its steering changes the sign
+    with them.
     """
     def loss(model, frames):
         coin = torch.rand(len(frames), device=frames.device) < 0.5
@@ -52,7 +63,7 @@ def mirrored(settings: VAESettings) -> Callable[[VAE, torch.Tensor], object]:
 
 def main() -> None:
     folder, s = open_run(__doc__, stage=True, joint=False)
-    learn_vision(folder, open_store(folder, s), s)
+    run(s, folder)
 
 
 if __name__ == "__main__": command(main)

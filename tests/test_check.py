@@ -104,7 +104,8 @@ def breaks(x): return helper(x)
 
 
 def test_an_exception_is_told_with_the_learners_line_and_kept():
-    with pytest.raises(CheckFailed, match=r"raised IndexError(.|\n)*in helper: def helper\(x\): return x.mean") as e:
+    line = r"in helper: def helper\(x\): return x.mean"
+    with pytest.raises(CheckFailed, match=rf"raised IndexError(.|\n)*{line}") as e:
         check(breaks, double, doubles)
     assert isinstance(e.value.__cause__, IndexError)
 
@@ -138,15 +139,17 @@ def test_the_test_is_seeded_and_leaves_the_generator_alone():
 
 
 @pytest.mark.parametrize("got, expected", [
-    (1, 1.0), (torch.tensor(2), 2), (np.float32(0.5), 0.5), (torch.ones(2), np.ones(2, np.float32)), ("a", "a"),
-    ((1, torch.ones(2)), (1, torch.ones(2))), (None, None), ([1, 2], (1, 2)), ({"a": 1}, {"a": 1}),
+    (1, 1.0), (torch.tensor(2), 2), (np.float32(0.5), 0.5), (torch.ones(2), np.ones(2, np.float32)),
+    ("a", "a"), ((1, torch.ones(2)), (1, torch.ones(2))), (None, None), ([1, 2], (1, 2)),
+    ({"a": 1}, {"a": 1}),
     (torch.tensor([1, 2]), [1, 2]), (True, True), (np.nan, np.nan), (np.inf, np.inf),
     (torch.ones(2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bfloat16))])
 def test_equal_holds(got, expected): c.equal("p", got, expected)
 
 
 @pytest.mark.parametrize("got, expected, why", [
-    (1, 2, "max difference 1"), (1.0, 1.0 + 1e-12, "max difference"), (None, 1, "NoneType"), ("a", "b", "not equal"),
+    (1, 2, "max difference 1"), (1.0, 1.0 + 1e-12, "max difference"), (None, 1, "NoneType"),
+    ("a", "b", "not equal"),
     (torch.ones(2), torch.ones(2, dtype=torch.int64), "dtype float32, expected int64"),
     (torch.ones(1, 2), torch.ones(2), "shape"), ((1, 2), (1, 2, 3), "2 items, expected 3"),
     ((1, (2, 3)), (1, (2, 4)), r"p \[1\] \[1\]"), ({"a": 1}, {"b": 1}, "keys"),
@@ -160,7 +163,8 @@ def test_equal_fails(got, expected, why):
 
 def test_close_has_a_tolerance_and_no_broadcasting():
     c.close("p", torch.tensor([1e6]), [1e6 + 5], tol=1e-5)
-    with pytest.raises(CheckFailed, match="within 1e-07 no"): c.close("p", torch.tensor([1e6]), [1e6 + 5], tol=1e-7)
+    with pytest.raises(CheckFailed, match="within 1e-07 no"):
+        c.close("p", torch.tensor([1e6]), [1e6 + 5], tol=1e-7)
     with pytest.raises(CheckFailed, match="shape"): c.close("p", torch.ones(3, 1), torch.ones(3))
     with pytest.raises(CheckFailed, match="shape"): c.close("p", torch.tensor(1.0), torch.ones(3))
     assert len(c._brief(torch.randn(1000, 1000))) < 100
@@ -168,7 +172,8 @@ def test_close_has_a_tolerance_and_no_broadcasting():
 
 def test_that_needs_one_boolean():
     c.that("p", torch.tensor(True))
-    with pytest.raises(CheckFailed, match="positive\n  this does not hold: look"): c.that("positive", 0, "look")
+    with pytest.raises(CheckFailed, match="positive\n  this does not hold: look"):
+        c.that("positive", 0, "look")
     with pytest.raises(ValueError, match="use .all"): c.that("p", torch.ones(2) > 0)
 
 
@@ -204,7 +209,8 @@ def test_progress_knows_the_exercises_of_the_chapters(capsys, record):
     assert len(chapters) == 8 and all(len(titles) >= 5 for titles in chapters.values())
     names = [name for titles in chapters.values() for name in titles.values()]
     assert len(set(names)) == len(names)  # one record line solves one exercise
-    for name in ("vae.reparameterize", "vae.kl_divergence", *(f"baselines.{x}" for x in chapters["07_baselines"].values())): c._record(name)
+    of_the_last = [f"baselines.{name}" for name in chapters["07_baselines"].values()]
+    for name in ("vae.reparameterize", "vae.kl_divergence", *of_the_last): c._record(name)
     c.progress()
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert lines["00_rollouts"].endswith("○○○○○○  next: Exercise 1: prepare")

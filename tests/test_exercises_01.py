@@ -23,6 +23,10 @@ REFERENCES = [(vae.test_reparameterize, vae.reparameterize), (vae.test_kl_diverg
 def test_the_reference_passes(test, reference): test(reference)
 
 
+def test_a_star_import_brings_no_exercise_test():
+    assert not [name for name in vae.__all__ if name.startswith("test_")]
+
+
 def same_noise_in_a_row(mu, logvar): return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu[..., :1])
 
 
@@ -37,10 +41,13 @@ def no_grad(mu, logvar):
 
 DRAWS = [
     (lambda mu, logvar: mu, "standard deviation"),
-    (lambda mu, logvar: mu + logvar.exp() * torch.randn_like(mu), "logvar is the log of the variance"),  # no square root
-    (lambda mu, logvar: mu + logvar * torch.randn_like(mu), "logvar is the log of the variance"),  # forgotten exp
+    # no square root
+    (lambda mu, logvar: mu + logvar.exp() * torch.randn_like(mu), "logvar is the log of the variance"),
+    # forgotten exp
+    (lambda mu, logvar: mu + logvar * torch.randn_like(mu), "logvar is the log of the variance"),
     (lambda mu, logvar: torch.exp(0.5 * logvar) * torch.randn_like(mu), "its mean is mu"),
-    (lambda mu, logvar: mu + torch.exp(0.5 * logvar) * torch.rand_like(mu), "its mean is mu"),  # uniform noise
+    # uniform noise
+    (lambda mu, logvar: mu + torch.exp(0.5 * logvar) * torch.rand_like(mu), "its mean is mu"),
     (lambda mu, logvar: torch.normal(mu, torch.exp(0.5 * logvar)), "z moves with mu"),
     (lambda mu, logvar: vae.reparameterize(mu.detach(), logvar.detach()), "a gradient can flow"),
     (lambda mu, logvar: vae.reparameterize(mu, logvar.detach()), "logvar"),
@@ -55,16 +62,21 @@ KLS = [
     (lambda mu, logvar: -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(1), "more axes in front"),
     (lambda mu, logvar: -0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(0), "one number for each sample"),
     (lambda mu, logvar: -0.5 * (1 + logvar - mu.pow(2) - logvar).sum(-1), "the KL is 0"),  # forgotten exp
-    (lambda mu, logvar: 0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(-1), "a mean of 1 costs half a nat"),  # sign
-    (lambda mu, logvar: -(1 + logvar - mu.pow(2) - logvar.exp()).sum(-1), "a mean of 1 costs half a nat"),  # no half
-    (lambda mu, logvar: -0.5 * (1 + 2 * logvar - mu.pow(2) - (2 * logvar).exp()).sum(-1), "logvar = log 4"),  # log σ
-    (lambda mu, logvar: -0.5 * (1 - logvar - (1 + mu.pow(2)) / logvar.exp()).sum(-1), "logvar = log 4"),  # KL(p ‖ q)
+    # wrong sign
+    (lambda mu, logvar: 0.5 * (1 + logvar - mu.pow(2) - logvar.exp()).sum(-1), "a mean of 1 costs half"),
+    # no half
+    (lambda mu, logvar: -(1 + logvar - mu.pow(2) - logvar.exp()).sum(-1), "a mean of 1 costs half a nat"),
+    # logvar taken for log σ
+    (lambda mu, logvar: -0.5 * (1 + 2 * logvar - mu.pow(2) - (2 * logvar).exp()).sum(-1), "logvar = log 4"),
+    # KL(p ‖ q)
+    (lambda mu, logvar: -0.5 * (1 - logvar - (1 + mu.pow(2)) / logvar.exp()).sum(-1), "logvar = log 4"),
     (lambda mu, logvar: vae.kl_divergence(mu.detach(), logvar), "the gradient of mu"),
     (lambda mu, logvar: vae.kl_divergence(mu, logvar.detach()), "the gradient of logvar"),
     (lambda mu, logvar: vae.kl_divergence(mu, logvar).detach(), "a gradient can flow")]
 
 
-def layers(pad=lambda size: int(size == 96), kernel=4, widths=(32, 64, 128, 256), relu=(1, 1, 1, 1), flat=True):
+def layers(pad=lambda size: int(size == 96), kernel=4, widths=(32, 64, 128, 256), relu=(1, 1, 1, 1),
+           flat=True):
     def make(size):
         net, before = [], 3
         for width, active in zip(widths, relu):
@@ -106,27 +118,50 @@ ERRORS = [
     (error_with(lambda logits, planes: squares(logits, planes).sqrt()), "grey"),  # absolute, not squared
     (error_with(squares, lambda logits, planes: -torch.log(torch.sigmoid(logits)) * planes
                 - torch.log(1 - torch.sigmoid(logits)) * (1 - planes)), "work on logits"),
-    (error_with(squares, lambda logits, planes: bce(torch.sigmoid(logits), planes)), "coin of 1/2"),  # sigmoid twice
+    # sigmoid twice
+    (error_with(squares, lambda logits, planes: bce(torch.sigmoid(logits), planes)), "coin of 1/2"),
     (error_with(squares, squares), "coin of 1/2"),  # the likelihood ignored
-    (error_with(lambda logits, planes: (torch.sigmoid(logits) - planes.to(logits.dtype)) ** 2), "float32 first"),
-    (error_with(lambda logits, planes: torch.sigmoid(logits.float()) ** 2), "distance of sigmoid"),  # the picture is not looked at
+    (error_with(lambda logits, planes: (torch.sigmoid(logits) - planes.to(logits.dtype)) ** 2),
+     "float32 first"),
+    # the picture is not looked at
+    (error_with(lambda logits, planes: torch.sigmoid(logits.float()) ** 2), "distance of sigmoid"),
     (error_with(squares, lambda logits, planes: F.softplus(logits.float())), "every grey"),
     (error_with(squares, lambda logits, planes: bce(logits, (planes > 0.5).float())), "every grey")]
 
 
-def loss_with(floor=lambda kl, low, mu: kl.clamp(min=low), total=lambda r, kl, beta: (r + beta * kl).mean(), shown=None,
-              likelihood=lambda settings: settings.likelihood, reconstruct=lambda r: r, planes=vae.to_planes):
+def clamp(kl, low, mu): return kl.clamp(min=low)
+
+
+def average(r, kl, beta): return (r + beta * kl).mean()
+
+
+def loss_with(floor=clamp, total=average, shown=None, likelihood=lambda settings: settings.likelihood,
+              reconstruct=lambda r: r, planes=vae.to_planes):
     def loss(v, frames, settings):
         logits, mu, logvar = v(frames)
         r = reconstruct(vae.reconstruction_error(logits, planes(frames), likelihood(settings)))
         kl = vae.kl_divergence(mu, logvar)
         pressed = floor(kl, settings.kl_floor * settings.latent, mu)
-        parts = {"reconstruction": r.mean(), "kl": (pressed if shown == "pressed" else settings.beta * kl if shown == "weighed" else kl).mean()}
-        return total(r, pressed, settings.beta), {k: x if shown == "attached" else x.detach() for k, x in parts.items()}
+        shown_kl = {"pressed": pressed, "weighed": settings.beta * kl}.get(shown, kl)
+        parts = {"reconstruction": r.mean(), "kl": shown_kl.mean()}
+        if shown != "attached": parts = {name: part.detach() for name, part in parts.items()}
+        return total(r, pressed, settings.beta), parts
     return loss
 
 
 def per_dimension(kl, low, mu): return (0.5 * mu.pow(2)).clamp(min=low / mu.shape[-1]).sum(-1)
+
+
+def floor_of_one_dimension(kl, low, mu): return kl.clamp(min=low / mu.shape[-1])
+
+
+def straight_through(kl, low, mu): return kl + (kl.clamp(min=low) - kl).detach()
+
+
+def not_scaled(frames): return frames.permute(0, 3, 1, 2).float()  # 0 to 255
+
+
+def wrong_order(frames): return vae.to_planes(frames).reshape(len(frames), 8, 8, 3).permute(0, 3, 1, 2)
 
 
 LOSSES = [
@@ -135,25 +170,26 @@ LOSSES = [
     (loss_with(floor=per_dimension), "not on each dimension"),
     (loss_with(floor=lambda kl, low, mu: F.relu(kl - low)), "counts as the floor"),  # subtracted
     (loss_with(floor=lambda kl, low, mu: kl.clamp(max=low)), "counts as the floor"),  # a ceiling
-    (loss_with(floor=lambda kl, low, mu: kl.clamp(min=low / mu.shape[-1])), "counts as the floor"),  # floor of one dim
-    (loss_with(floor=lambda kl, low, mu: kl + (kl.clamp(min=low) - kl).detach()), "no gradient"),  # straight through
+    (loss_with(floor=floor_of_one_dimension), "counts as the floor"),
+    (loss_with(floor=straight_through), "no gradient"),
     (loss_with(shown="pressed"), "before the floor"),
     (loss_with(shown="attached"), "detached"),
     (loss_with(total=lambda r, kl, beta: (beta * r + kl).mean()), "beta weighs the KL"),
     (loss_with(total=lambda r, kl, beta: (r + kl).mean()), "beta weighs the KL"),
-    (loss_with(total=lambda r, kl, beta: (r + beta * kl).sum()), "averaged over the batch, not summed"),  # summed over the batch
+    (loss_with(total=lambda r, kl, beta: (r + beta * kl).sum()), "averaged over the batch, not summed"),
     (loss_with(reconstruct=lambda r: r / 192), "summed over a frame's pixels"),
-    (loss_with(planes=lambda frames: frames.permute(0, 3, 1, 2).float()), r"against to_planes\(frames\)"),  # 0 to 255
-    (loss_with(planes=lambda frames: vae.to_planes(frames).reshape(len(frames), 8, 8, 3).permute(0, 3, 1, 2)), r"against to_planes\(frames\)"),
+    (loss_with(planes=not_scaled), r"against to_planes\(frames\)"),
+    (loss_with(planes=wrong_order), r"against to_planes\(frames\)"),
     (loss_with(shown="weighed"), "kl is told without beta"),
     (loss_with(likelihood=lambda settings: "gaussian"), "likelihood is the settings'")]
 
 
-WRONG = [(test, wrong, message) for (test, _), answers in zip(REFERENCES, (DRAWS, KLS, ENCODERS, ERRORS, LOSSES))
-         for wrong, message in answers]
+ANSWERS = zip(REFERENCES, (DRAWS, KLS, ENCODERS, ERRORS, LOSSES))
+WRONG = [(test, wrong, message) for (test, _), answers in ANSWERS for wrong, message in answers]
+IDS = [f"{test.__name__}-{i}" for i, (test, _, _) in enumerate(WRONG)]
 
 
-@pytest.mark.parametrize("test, wrong, message", WRONG, ids=[f"{t.__name__}-{i}" for i, (t, _, _) in enumerate(WRONG)])
+@pytest.mark.parametrize("test, wrong, message", WRONG, ids=IDS)
 def test_a_wrong_answer_is_named(test, wrong, message):
     with pytest.raises(CheckFailed) as failure: test(wrong)
     assert re.search(message, str(failure.value)), str(failure.value)

@@ -19,12 +19,13 @@ from worldmodels.tools import show
 
 @pytest.fixture
 def clip():
-    return 4 * np.random.default_rng(0).integers(0, 64, (5, 64, 64, 3), dtype=np.uint8)  # the shades that a figure keeps
+    """Five frames in the shades that a figure keeps."""
+    return 4 * np.random.default_rng(0).integers(0, 64, (5, 64, 64, 3), dtype=np.uint8)
 
 
 def pixels(fig) -> np.ndarray:
     """(H, W, 3) uint8 as a notebook shows the figure."""
-    data, _ = show.bundle(fig, fig.alt)
+    data, _ = show.mime_bundle(fig, fig.alt)
     rgba = matplotlib.image.imread(io.BytesIO(base64.b64decode(data["image/png"])))
     return np.rint(rgba[..., :3] * 255).astype(np.uint8)
 
@@ -49,14 +50,15 @@ def test_strip_shows_every_nth_frame_of_each_row(clip):
 def test_a_figure_describes_itself_and_leaves_nothing_open(clip):
     before = plt.get_fignums()
     fig = show.strip({"real": clip, "dream": clip})
-    data, metadata = show.bundle(fig, fig.alt)
+    data, metadata = show.mime_bundle(fig, fig.alt)
     assert "real, dream" in data["text/plain"] and metadata["image/png"]["alt"] in data["text/plain"]
     assert plt.get_fignums() == before
 
 
 def test_a_notebook_stores_the_small_picture_and_its_words_after_pyplot_has_drawn_inline_too():
     drawn = "from worldmodels.tools import show\nshow.curves({'a': [1, 2]}, 'x', 'y')"
-    cells = [nbformat.v4.new_code_cell(code) for code in (drawn, "import matplotlib.pyplot as plt\nplt.subplots()\nplt.close()", drawn)]
+    pyplot = "import matplotlib.pyplot as plt\nplt.subplots()\nplt.close()"
+    cells = [nbformat.v4.new_code_cell(code) for code in (drawn, pyplot, drawn)]
     notebook = NotebookClient(nbformat.v4.new_notebook(cells=cells), timeout=120).execute()
     for cell in (notebook.cells[0], notebook.cells[2]):
         output, = cell.outputs
@@ -140,6 +142,17 @@ def test_pca_finds_the_widest_direction_and_says_its_share():
     assert np.corrcoef(dots.get_offsets()[:, 0], dots.get_array())[0, 1] > 0.999
 
 
+@pytest.mark.parametrize("z", [np.random.default_rng(0).normal(size=(200, 5)) * [1, 5, 2, 1, 1],
+                               np.random.default_rng(1).normal(size=(20, 300))])
+def test_the_picture_of_a_latent_space_does_not_hang_on_signs(z):
+    """A decomposition with any signs gives the same picture: each direction's largest number is positive."""
+    _, _, axes = np.linalg.svd(z - z.mean(0), full_matrices=False)
+    for k, axis in enumerate(axes[:2]):
+        along = (z - z.mean(0)) @ axis * np.sign(axis[np.abs(axis).argmax()])
+        dots = show.latent_pca(z, along, "place").axes[0].collections[0]
+        np.testing.assert_allclose(dots.get_offsets()[:, k], dots.get_array(), atol=1e-9)
+
+
 @pytest.mark.parametrize("shape, scale, size", [
     ((7, 64, 64, 3), None, (256, 256)), ((3, 15, 21, 3), 1, (22, 16)), ((1, 96, 96, 3), None, (288, 288)),
     ((2, 15, 21, 3), 2, (42, 30))])
@@ -148,7 +161,8 @@ def test_a_video_has_every_frame_and_even_sides(shape, scale, size, tmp_path):
     path = show.write_mp4(tmp_path / "new" / "clip.mp4", clip, fps=35, scale=scale)
     reader = imageio_ffmpeg.read_frames(str(path))
     meta = next(reader)
-    assert meta["size"] == size and meta["fps"] == 35 and "yuv420p" in meta["pix_fmt"] and meta["codec"] == "h264"
+    assert meta["size"] == size and meta["fps"] == 35
+    assert "yuv420p" in meta["pix_fmt"] and meta["codec"] == "h264"
     means = [np.frombuffer(frame, np.uint8).mean() for frame in reader]
     np.testing.assert_allclose(means, clip[:, 0, 0, 0], atol=6)
     assert [p.name for p in path.parent.iterdir()] == ["clip.mp4"]
@@ -176,13 +190,15 @@ def test_side_by_side_keeps_the_clips_and_names_them(clip):
     assert plain.shape == (5, 64, 130, 3)
     np.testing.assert_array_equal(plain[:, :, :64], clip)
     np.testing.assert_array_equal(plain[:, :, 66:], clip[::-1])
-    named = show.side_by_side(clip, clip, labels=["real", "a name far too long for the width of one clip, τ = 1.15"])
+    too_long = "a name far too long for the width of one clip, τ = 1.15"
+    named = show.side_by_side(clip, clip, labels=["real", too_long])
     assert named.shape == (5, 32 + 256, 2 * 256 + 8, 3)
     np.testing.assert_array_equal(named[:, 32:, :256], clip.repeat(4, 1).repeat(4, 2))
     face = named[0, 0, 0]
     for left in (0, 264):
         title = named[0, :32, left:left + 256]
-        assert (title != face).any() and (title[:, [0, -1]] == face).all()  # there is text, and it is not cut off
+        assert (title != face).any(), "there is text"
+        assert (title[:, [0, -1]] == face).all(), "it is not cut off"
 
 
 def test_a_video_in_a_notebook_is_embedded_and_small(clip, tmp_path):
@@ -204,17 +220,20 @@ def test_a_figure_can_be_shown_and_saved_again_in_the_style(clip, tmp_path, recw
 
 def test_style_is_only_set_on_request():
     code = ("import matplotlib; before = dict(matplotlib.rcParams); from worldmodels.tools import show;"
-            "assert dict(matplotlib.rcParams) == before; show.use_style(); assert dict(matplotlib.rcParams) != before")
+            "assert dict(matplotlib.rcParams) == before;"
+            "show.use_style(); assert dict(matplotlib.rcParams) != before")
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_a_figure_of_pyplots_is_shown_with_its_description_and_closed(monkeypatch):
     shown = []
-    monkeypatch.setattr("IPython.display.display", lambda data, metadata, raw: shown.append((data, metadata, raw)))
+    def display(data, metadata, raw): shown.append((data, metadata, raw))
+    monkeypatch.setattr("IPython.display.display", display)
     plt.plot([1, 2])
     show.plotted("A line that rises.")
     (data, metadata, raw), = shown
-    assert data["image/png"] and data["text/plain"] == "<Picture: A line that rises.>" and metadata == {"image/png": {"alt": "A line that rises."}} and raw
+    assert data["image/png"] and data["text/plain"] == "<Picture: A line that rises.>"
+    assert metadata == {"image/png": {"alt": "A line that rises."}} and raw
     assert not plt.get_fignums()
     with pytest.raises(ValueError, match="nothing has been drawn"): show.plotted("A line.")
     with pytest.raises(ValueError, match="needs a description"): show.plotted(" ")

@@ -1,4 +1,4 @@
-"""The store refuses what is broken, survives a kill, and deals the same batches again."""
+"""The store refuses what is broken, survives a kill, and gives the same batches again."""
 import errno
 import itertools
 import json
@@ -35,9 +35,10 @@ def episode(seed: int, steps: int = 130, size: int = SIZE, action_dim: int = 3, 
 
 
 def same(a: Episode, b: Episode) -> bool:
-    arrays = ("frames", "actions", "rewards", "terminated", "truncated")
-    return (a.seed, a.source) == (b.seed, b.source) and all(
-        getattr(a, k).dtype == getattr(b, k).dtype and np.array_equal(getattr(a, k), getattr(b, k)) for k in arrays)
+    if (a.seed, a.source) != (b.seed, b.source): return False
+    names = ("frames", "actions", "rewards", "terminated", "truncated")
+    pairs = [(getattr(a, name), getattr(b, name)) for name in names]
+    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs)
 
 
 def make(path: Path, parts: int = 3, each: int = 4, steps: int = 130) -> RolloutStore:
@@ -51,19 +52,31 @@ def listing(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
 
 
+def chunks_read(monkeypatch) -> list[int]:
+    """A list that grows by the index of every chunk of frames that is read."""
+    read, real = [], store_module.read_chunk
+
+    def reading(part, i, *out):
+        read.append(i)
+        return real(part, i, *out)
+    monkeypatch.setattr(store_module, "read_chunk", reading)
+    return read
+
+
 # what goes in comes out
 
 def test_round_trip_through_a_reopened_store(tmp_path):
     given = [episode(0), episode(1, 99), episode(2, 1), episode(3, 250, last_frame=False), episode(4, 100)]
     store = RolloutStore.create(tmp_path / "s", "Toy-v0", SIZE, 3)
-    with warnings.catch_warnings(action="error"):  # no name twice in the zip, no unstable part of Zarr's format
+    with warnings.catch_warnings(action="error"):  # no name twice in the zip, nothing unstable of Zarr
         assert store.append(given[:3], "b") == "b"
         assert store.append(iter(given[3:]), "a") == "a"
     given = given[3:] + given[:3]  # parts count by name
     for opened in (store, RolloutStore(tmp_path / "s")):
         assert (opened.parts, len(opened)) == (["a", "b"], 5)
         assert (opened.env_id, opened.size, opened.action_dim) == ("Toy-v0", SIZE, 3)
-        assert opened.lengths.tolist() == [len(ep) for ep in given] and opened.seeds.tolist() == [3, 4, 0, 1, 2]
+        assert opened.lengths.tolist() == [len(ep) for ep in given]
+        assert opened.seeds.tolist() == [3, 4, 0, 1, 2]
         assert opened.sources == [ep.source for ep in given]
         assert opened.n_frames == sum(len(ep.frames) for ep in given)
         assert opened.nbytes == sum(p.stat().st_size for p in (tmp_path / "s").glob("*.zip"))
@@ -78,15 +91,14 @@ def test_a_part_is_plain_zarr_and_holds_its_facts(tmp_path):
     path = tmp_path / "round0-000000.zip"
     group = zarr.open_group(ZipStore(path), mode="r")
     np.testing.assert_array_equal(group["frames"][:], np.concatenate([ep.frames for ep in store.episodes()]))
-    assert group.attrs["env_id"] == "Toy-v0" and group.attrs["size"] == SIZE and group.attrs["action_dim"] == 3
+    assert [group.attrs[name] for name in ("env_id", "size", "action_dim")] == ["Toy-v0", SIZE, 3]
     names = zipfile.ZipFile(path).namelist()
     assert len(names) == len(set(names))
 
 
 def test_reading_one_episode_reads_few_chunks(tmp_path, monkeypatch):
-    store, read = make(tmp_path, parts=1, each=10), []
-    real = store_module.read_chunk
-    monkeypatch.setattr(store_module, "read_chunk", lambda part, i, *out: read.append(i) or real(part, i, *out))
+    store = make(tmp_path, parts=1, each=10)
+    read = chunks_read(monkeypatch)
     store.episode(5)
     assert 0 < len(read) <= 3
     read.clear()
@@ -95,9 +107,8 @@ def test_reading_one_episode_reads_few_chunks(tmp_path, monkeypatch):
 
 
 def test_some_frames_of_an_episode_read_only_their_chunks(tmp_path, monkeypatch):
-    store, read = make(tmp_path, parts=2, each=4), []
-    real = store_module.read_chunk
-    monkeypatch.setattr(store_module, "read_chunk", lambda part, i, *out: read.append(i) or real(part, i, *out))
+    store = make(tmp_path, parts=2, each=4)
+    read = chunks_read(monkeypatch)
     for i in range(len(store)):
         whole = store.episode(i).frames
         for start, stop in ((0, 1), (50, 81), (len(whole) - 1, len(whole)), (0, len(whole))):
@@ -106,7 +117,8 @@ def test_some_frames_of_an_episode_read_only_their_chunks(tmp_path, monkeypatch)
             assert len(read) <= 2 + (stop - start) // store_module.CHUNK
     n = len(store.episode(3).frames)
     for start, stop in ((0, 0), (-1, 3), (5, 4), (0, n + 1)):
-        with pytest.raises(ValueError, match=f"episode 3 .* has frames 0 to {n - 1}, asked for {start} to {stop - 1}"): store.frames(3, start, stop)
+        refusal = f"episode 3 .* has frames 0 to {n - 1}, asked for {start} to {stop - 1}"
+        with pytest.raises(ValueError, match=refusal): store.frames(3, start, stop)
     with pytest.raises(IndexError, match="no episode 8"): store.frames(8, 0, 1)
 
 
@@ -127,7 +139,8 @@ def test_names_without_being_told(tmp_path):
 def test_opening_an_empty_store_and_creating_it_again(tmp_path):
     make(tmp_path, parts=0)
     store = RolloutStore.create(tmp_path, "Toy-v0", SIZE, 3)
-    assert len(store) == store.n_frames == store.nbytes == 0 and store.parts == [] and list(store.episodes()) == []
+    assert len(store) == store.n_frames == store.nbytes == 0
+    assert store.parts == [] and list(store.episodes()) == []
     assert [len(s) for s in store.split()] == [0, 0]
     with pytest.raises(ValueError, match="0 episodes"):
         store.batches(4)
@@ -136,7 +149,8 @@ def test_opening_an_empty_store_and_creating_it_again(tmp_path):
 # episodes that must not be recorded
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(frames=np.zeros((131, SIZE, SIZE, 3), np.float32)), "frames must be a uint8 array of 4 dim.*float32"),
+    (dict(frames=np.zeros((131, SIZE, SIZE, 3), np.float32)),
+     "frames must be a uint8 array of 4 dim.*float32"),
     (dict(frames=np.zeros((131, SIZE, SIZE), np.uint8)), "frames must be a uint8 array of 4 dim"),
     (dict(frames=np.zeros((131, SIZE, SIZE, 1), np.uint8)), "T = 130.*131, 16, 16, 1"),
     (dict(frames=np.zeros((132, SIZE, SIZE, 3), np.uint8)), r"\(T\+1, H, W, 3\).*T = 130.*132"),
@@ -246,9 +260,11 @@ def test_a_byte_flipped_anywhere_is_refused_or_harmless(tmp_path):
     "Headers, lists, actions, frames: what is read is what was written, or an error that names the part."
     given = list(make(tmp_path, parts=1, steps=60).episodes())
     path = tmp_path / "round0-000000.zip"
-    whole, refused = path.read_bytes(), 0
+    whole = path.read_bytes()
+    refused = 0
     # the lists and headers in full steps of a few bytes, the bulk of frames in large ones
-    spots = [*range(0, 9000, 131), *range(9000, len(whole) - 2500, 9001), *range(len(whole) - 2500, len(whole), 13)]
+    tail = len(whole) - 2500
+    spots = [*range(0, 9000, 131), *range(9000, tail, 9001), *range(tail, len(whole), 13)]
     for at in spots:
         flipped(path, at)
         try:
@@ -352,12 +368,12 @@ import sys, time
 from worldmodels.tools import store as m
 sys.path.insert(0, {tests!r})
 from test_store import episode
-def slowly(arrays, rows, real=m.regroup):
+def slowly(arrays, rows, real=m.rechunk):
     for i, block in enumerate(real(arrays, rows)):
         if i == 2: print("writing", flush=True); time.sleep(60)
         yield block
 store = m.RolloutStore({path!r})
-if {where!r} == "frames": m.regroup = slowly
+if {where!r} == "frames": m.rechunk = slowly
 else: m.os.fsync = lambda fd: (print("writing", flush=True), time.sleep(60))
 store.append([episode(i) for i in range(12, 16)], "round0-000003")
 """
@@ -392,7 +408,7 @@ def test_every_frame_comes_once_an_epoch(tmp_path):
     assert first != second
 
 
-@pytest.mark.parametrize("batch_size", [1, 64, 700, 5000])  # below and above a buffer of 400, and above an epoch
+@pytest.mark.parametrize("batch_size", [1, 64, 700, 5000])  # below and above a buffer of 400, above an epoch
 def test_batch_k_is_a_function_of_seed_and_k(tmp_path, batch_size):
     store = make(tmp_path)
     steps = 4 * store.n_frames // batch_size + 3
@@ -413,9 +429,8 @@ def test_a_batch_is_not_overwritten_by_the_next(tmp_path):
 
 
 def test_joining_late_reads_one_buffer(tmp_path, monkeypatch):
-    store, read = make(tmp_path, parts=6), []
-    real = store_module.read_chunk
-    monkeypatch.setattr(store_module, "read_chunk", lambda *a: read.append(a[1]) or real(*a))
+    store = make(tmp_path, parts=6)
+    read = chunks_read(monkeypatch)
     next(store.batches(10, step=10_001, buffer=400))
     assert 0 < len(read) <= 8  # one buffer of four chunks, two where the batch spans them
 
@@ -436,13 +451,14 @@ def test_batches_of_nothing_are_refused_at_once(tmp_path, wrong):
 
 def test_an_episode_that_is_not_there(tmp_path):
     store = make(tmp_path)
-    for read in (lambda: store.episode(12), lambda: store.episodes([0, -1]), lambda: store.batches(4, episodes=[99])):
-        with pytest.raises(IndexError, match="no episode (12|-1|99) in .*has 12"):
-            read()
+    for read, wrong in ((store.episode, 12), (store.episodes, [0, -1])):
+        with pytest.raises(IndexError, match="no episode (12|-1) in .*has 12"): read(wrong)
+    with pytest.raises(IndexError, match="no episode 99 in .*has 12"): store.batches(4, episodes=[99])
 
 
 def test_memory_stays_at_a_buffer_and_speed_is_sane(tmp_path):
-    rng, store = np.random.default_rng(0), RolloutStore.create(tmp_path, "Toy-v0", 64, 3)
+    rng = np.random.default_rng(0)
+    store = RolloutStore.create(tmp_path, "Toy-v0", 64, 3)
     road = np.repeat(np.repeat(rng.integers(0, 255, (1001, 8, 8, 3), dtype=np.uint8), 8, 1), 8, 2)
     for i in range(4):
         store.append([episode(i, 1000, size=64, frames=road), episode(9 + i, 1000, size=64, frames=road)])
@@ -456,7 +472,7 @@ def test_memory_stays_at_a_buffer_and_speed_is_sane(tmp_path):
     start = time.process_time()  # of the processor: others may keep it busy
     for batch in itertools.islice(store.batches(256), 60):
         pass
-    assert 60 * 256 / (time.process_time() - start) > 5_000  # what it does is in the notebook; this is a tripwire
+    assert 60 * 256 / (time.process_time() - start) > 5_000  # a tripwire; what it does is in the notebook
 
 
 # held-out episodes
@@ -516,6 +532,7 @@ def test_episodes_without_actions_come_back_as_they_were(tmp_path):
     store = RolloutStore.create(tmp_path / "s", "Toy-v0", SIZE, 0)
     store.append(given)
     again = RolloutStore(tmp_path / "s")
-    assert again.action_dim == 0 and all(same(a, b) for a, b in zip(again.episodes(), given)) and again.episode(1).actions.shape == (121, 0)
+    assert again.action_dim == 0 and all(map(same, again.episodes(), given))
+    assert again.episode(1).actions.shape == (121, 0)
     assert next(again.batches(64)).shape == (64, SIZE, SIZE, 3)
     with pytest.raises(ValueError, match="this store holds"): again.append([episode(9)])

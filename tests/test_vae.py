@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from worldmodels import vae
+from worldmodels.tools import encoding
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import load_model, save_model
-from worldmodels.vae import (VAE, Latents, VAESettings, decode_frames, encode_frames, encode_store, kl_divergence,
-                             latent_sliders, reconstruction_error, to_planes, train_vae, vae_loss)
+from worldmodels.vae import (VAE, Latents, VAESettings, decode_frames, encode_frames, encode_store,
+                             kl_divergence, latent_sliders, reconstruction_error, to_planes, train_vae,
+                             vae_loss)
 
-SETTINGS = [VAESettings(), VAESettings(latent=64), VAESettings(latent=3, size=96), VAESettings(likelihood="bernoulli")]
+SETTINGS = [VAESettings(), VAESettings(latent=64), VAESettings(latent=3, size=96),
+            VAESettings(likelihood="bernoulli")]
 
 
 def noise(n: int, size: int = 64, seed: int = 0) -> np.ndarray:
@@ -22,15 +25,17 @@ def noise(n: int, size: int = 64, seed: int = 0) -> np.ndarray:
 
 def blocks(n: int, seed: int = 0) -> np.ndarray:
     """Green frames, each with a grey block somewhere: a picture with little to say."""
-    rng, frames = np.random.default_rng(seed), np.full((n, 64, 64, 3), (100, 200, 100), np.uint8)
+    rng = np.random.default_rng(seed)
+    frames = np.full((n, 64, 64, 3), (100, 200, 100), np.uint8)
     for frame, (y, x) in zip(frames, rng.integers(0, 48, (n, 2))): frame[y:y + 16, x:x + 16] = 105
     return frames
 
 
 def episode(frames: np.ndarray, steps: int, seed: int = 0) -> Episode:
-    rng, last = np.random.default_rng(seed), np.arange(steps) == steps - 1
-    return Episode(frames, rng.normal(size=(steps, 3)).astype(np.float32), rng.normal(size=steps).astype(np.float32),
-                   last, np.zeros(steps, bool), seed)
+    rng = np.random.default_rng(seed)
+    actions = rng.normal(size=(steps, 3)).astype(np.float32)
+    rewards = rng.normal(size=steps).astype(np.float32)
+    return Episode(frames, actions, rewards, np.arange(steps) == steps - 1, np.zeros(steps, bool), seed)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,8 @@ def model() -> VAE:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> RolloutStore:
     store = RolloutStore.create(tmp_path_factory.mktemp("v") / "store", "CarRacing-v3", 64, 3)
-    store.append([episode(blocks(41, 0), 40, 0), episode(blocks(30, 1), 30, 1)])  # the second as if imported: T frames
+    as_if_imported = episode(blocks(30, 1), 30, 1)  # T frames
+    store.append([episode(blocks(41, 0), 40, 0), as_if_imported])
     store.append([episode(blocks(6, 2), 5, 2)])
     return store
 
@@ -50,7 +56,8 @@ def store(tmp_path_factory) -> RolloutStore:
 # the numbers of the paper, and all settings
 
 @pytest.mark.parametrize("settings, parameters", [
-    (VAESettings(), 4_348_547), (VAESettings(latent=64), 4_446_915), (VAESettings(likelihood="bernoulli"), 4_348_547),
+    (VAESettings(), 4_348_547), (VAESettings(latent=64), 4_446_915),
+    (VAESettings(likelihood="bernoulli"), 4_348_547),
     (VAESettings(size=96), 2_274_051), (VAESettings(latent=1024), 7_397_955)])
 def test_parameters(settings, parameters):
     assert sum(p.numel() for p in VAE(settings).parameters() if p.requires_grad) == parameters
@@ -65,7 +72,8 @@ def test_shapes_at_all_settings(settings):
     assert pictures.shape == frames.shape and pictures.dtype == torch.float32
     assert 0 <= pictures.min() and pictures.max() <= 1
     logits, mu, logvar = v(frames)
-    assert logits.shape == (2, 3, settings.size, settings.size) and mu.shape == logvar.shape == (2, settings.latent)
+    assert logits.shape == (2, 3, settings.size, settings.size)
+    assert mu.shape == logvar.shape == (2, settings.latent)
     loss, parts = vae_loss(v, frames, settings)
     loss.backward()
     assert loss.isfinite() and set(parts) == {"reconstruction", "kl"}
@@ -73,8 +81,9 @@ def test_shapes_at_all_settings(settings):
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (dict(size=84), "64 or 96"), (dict(likelihood="mse"), "gaussian or bernoulli, not 'mse'"), (dict(latent=0), "latent"),
-    (dict(beta=-1.0), "beta"), (dict(kl_floor=-0.5), "kl_floor")])
+    (dict(size=84), "64 or 96"), (dict(likelihood="mse"), "gaussian or bernoulli, not 'mse'"),
+    (dict(latent=0), "latent"), (dict(beta=-1.0), "beta"), (dict(kl_floor=-0.5), "kl_floor"),
+    (dict(focus=-0.1), "focus must be at least 0, not -0.1")])
 def test_settings_without_a_v_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message): VAESettings(**wrong)
 
@@ -118,7 +127,8 @@ def test_decode_is_the_sigmoid_of_forward(model):
 @pytest.mark.parametrize("frames", [noise(1, 96), noise(1)[0], noise(1).transpose(0, 3, 1, 2), noise(1) / 255,
                                     noise(1).astype(np.int64)])
 def test_encode_names_the_frames_it_wants(model, frames):
-    with pytest.raises(ValueError, match=r"\(n, 64, 64, 3\) uint8, got"): model.encode(torch.from_numpy(frames))
+    with pytest.raises(ValueError, match=r"\(n, 64, 64, 3\) uint8, got"):
+        model.encode(torch.from_numpy(frames))
 
 
 @pytest.mark.parametrize("z", [torch.zeros(32), torch.zeros(1, 64), torch.zeros(2, 3, 32)])
@@ -142,7 +152,7 @@ def test_under_the_floor_the_kl_has_no_gradient():
     mu[0, :4], mu[1] = 1.0, 3.0  # KL 2 and 144; the floor is 16
     mu.requires_grad_()
     frames = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
-    v = lambda frames: (torch.zeros(2, 3, 64, 64), mu, torch.zeros(2, 32))
+    def v(frames): return torch.zeros(2, 3, 64, 64), mu, torch.zeros(2, 32)
     loss, parts = vae_loss(v, frames, VAESettings())
     loss.backward()
     assert torch.equal(mu.grad[0], torch.zeros(32)) and torch.allclose(mu.grad[1], mu[1] / 2)
@@ -154,8 +164,10 @@ def test_under_the_floor_the_kl_has_no_gradient():
 
 def test_the_kl_is_torchs():
     mu, logvar = torch.randn(2, 7, 5, 4)
-    q, p = torch.distributions.Normal(mu, torch.exp(0.5 * logvar)), torch.distributions.Normal(0.0, 1.0)
-    assert torch.allclose(kl_divergence(mu, logvar), torch.distributions.kl_divergence(q, p).sum(-1), atol=1e-5)
+    q = torch.distributions.Normal(mu, torch.exp(0.5 * logvar))
+    p = torch.distributions.Normal(0.0, 1.0)
+    exact = torch.distributions.kl_divergence(q, p).sum(-1)
+    assert torch.allclose(kl_divergence(mu, logvar), exact, atol=1e-5)
 
 
 # arrays in batches
@@ -166,8 +178,9 @@ def test_encode_frames_is_encode(model, monkeypatch):
     for got, wanted in zip(encode_frames(model, frames, batch=3), exact):
         assert got.dtype == np.float32 and got.shape == (7, 32)
         np.testing.assert_allclose(got, wanted, atol=0.02)  # bfloat16, where the processor has it
-    monkeypatch.setattr(vae, "has_bf16", lambda: False)
-    for got, wanted in zip(encode_frames(model, frames, batch=3), exact): np.testing.assert_allclose(got, wanted, atol=1e-5)
+    monkeypatch.setattr(encoding, "has_bf16", lambda: False)
+    for got, wanted in zip(encode_frames(model, frames, batch=3), exact):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 def test_decode_frames_is_decode(model, monkeypatch):
@@ -176,7 +189,7 @@ def test_decode_frames_is_decode(model, monkeypatch):
     got = decode_frames(model, z, batch=2)
     assert got.dtype == np.float32 and 0 <= got.min() and got.max() <= 1
     np.testing.assert_allclose(got, exact, atol=0.02)
-    monkeypatch.setattr(vae, "has_bf16", lambda: False)
+    monkeypatch.setattr(encoding, "has_bf16", lambda: False)
     np.testing.assert_allclose(decode_frames(model, torch.from_numpy(z), batch=2), exact, atol=1e-5)
 
 
@@ -187,26 +200,34 @@ def test_encode_store_lays_episodes_end_to_end(model, store, tmp_path):
     assert latents.first.tolist() == [0, 41, 71] and len(latents) == 3
     assert latents.lengths.tolist() == [40, 29, 5]  # the imported one's last action leads to no frame
     assert latents.mu.shape == latents.logvar.shape == (77, 32) and latents.actions.shape == (77, 3)
-    assert latents.rewards.shape == latents.terminated.shape == (77,) and latents.terminated.dtype == torch.bool
+    assert latents.rewards.shape == latents.terminated.shape == (77,)
+    assert latents.terminated.dtype == torch.bool
     for i, ep in enumerate(store.episodes()):
         here = latents.episode(i)
         assert here.stop - here.start == len(ep.frames) == latents.lengths[i] + 1
         np.testing.assert_array_equal(latents.mu[here], encode_frames(model, ep.frames)[0])
-        n = len(ep.frames) - len(ep)
         for name in ("actions", "rewards", "terminated"):
-            wanted = getattr(ep, name)
-            np.testing.assert_array_equal(getattr(latents, name)[here][:len(ep)], wanted)
-            assert not getattr(latents, name)[here][len(ep):].any() and len(getattr(latents, name)[here]) == len(ep) + n
+            got = getattr(latents, name)[here]
+            np.testing.assert_array_equal(got[:len(ep)], getattr(ep, name))
+            assert len(got) == len(ep.frames) and not got[len(ep):].any()
     latents.save(tmp_path / "latents.safetensors")
     again = Latents.load(tmp_path / "latents.safetensors")
     assert vars(again).keys() == vars(latents).keys() and again.repeat == latents.repeat == 1
-    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(vars(again).values(), vars(latents).values()) if torch.is_tensor(a))
+    for name, tensor in vars(latents).items():
+        if name == "repeat": continue
+        assert torch.equal(getattr(again, name), tensor) and getattr(again, name).dtype == tensor.dtype
 
 
 def test_encode_store_takes_the_episodes_asked_for(model, store):
     latents = encode_store(model, store, [2, 0])
     assert latents.lengths.tolist() == [5, 40] and latents.first.tolist() == [0, 6]
-    np.testing.assert_array_equal(latents.mu[latents.episode(0)], encode_frames(model, store.episode(2).frames)[0])
+    mu, _ = encode_frames(model, store.episode(2).frames)
+    np.testing.assert_array_equal(latents.mu[latents.episode(0)], mu)
+
+
+def test_what_moved_is_found_where_it_was():
+    for name in ("Latents", "encode_store", "encode_frames", "decode_frames"):
+        assert getattr(vae, name) is getattr(encoding, name)
 
 
 # training
@@ -246,7 +267,14 @@ def test_a_killed_training_goes_on_bit_for_bit(store, tmp_path):
 def test_training_begins_where_start_ends(model, store):
     still = replace(FIT, steps=1, lr=1e-12)
     near = train_vae(store, VAESettings(), still, start=model)
-    assert all(torch.allclose(a, b, atol=1e-9) for a, b in zip(near.state_dict().values(), model.state_dict().values()))
+    pairs = zip(near.state_dict().values(), model.state_dict().values())
+    assert all(torch.allclose(a, b, atol=1e-9) for a, b in pairs)
+
+
+def test_every_update_can_be_watched(store):
+    steps = []
+    train_vae(store, VAESettings(), replace(FIT, steps=3), on_step=lambda step, metrics: steps.append(step))
+    assert steps == [1, 2, 3]
 
 
 @pytest.mark.parametrize("settings", [VAESettings(latent=64), VAESettings(size=96)])
@@ -263,7 +291,8 @@ def test_sliders_redraw_the_picture(model):
     z[5] = 4.5
     box = latent_sliders(model, z, [5, 0])
     picture, sliders = box.children[0], box.children[1].children
-    assert picture.value[:4] == b"\x89PNG" and [s.value for s in sliders] == [4.5, 0.0]  # beyond its reach, and kept
+    assert picture.value[:4] == b"\x89PNG"
+    assert [slider.value for slider in sliders] == [4.5, 0.0]  # beyond the range, and kept
     before = picture.value
     sliders[1].value = 3.0
     assert picture.value != before
@@ -271,9 +300,11 @@ def test_sliders_redraw_the_picture(model):
     assert picture.value == before
 
 
-@pytest.mark.parametrize("z, dims", [(np.zeros(31), [0]), (np.zeros((1, 32)), [0]), (np.zeros(32), [32]), (np.zeros(32), [-1])])
+@pytest.mark.parametrize("z, dims", [(np.zeros(31), [0]), (np.zeros((1, 32)), [0]), (np.zeros(32), [32]),
+                                     (np.zeros(32), [-1])])
 def test_sliders_name_the_z_they_want(model, z, dims):
-    with pytest.raises(ValueError, match=r"z must be \(32,\) and dims below 32"): latent_sliders(model, z, dims)
+    with pytest.raises(ValueError, match=r"z must be \(32,\) and dims below 32"):
+        latent_sliders(model, z, dims)
 
 
 def test_a_mirror_shows_about_half_of_the_frames_turned_and_the_others_as_they_are():
@@ -286,7 +317,10 @@ def test_a_mirror_shows_about_half_of_the_frames_turned_and_the_others_as_they_a
 
 def test_flipping_is_a_setting(store, monkeypatch):
     calls = []
-    monkeypatch.setattr(vae, "mirror", lambda frames: (calls.append(len(frames)), frames)[1])
+    def mirror(frames):
+        calls.append(len(frames))
+        return frames
+    monkeypatch.setattr(vae, "mirror", mirror)
     for flip in (False, True):
         train_vae(store, VAESettings(flip=flip), FitSettings(steps=2, batch=8), episodes=[0])
         assert calls == ([8, 8] if flip else [])

@@ -6,10 +6,15 @@
 __all__ = ['RECORD', 'CheckFailed', 'equal', 'close', 'shape', 'that', 'solved', 'exercises', 'progress', 'check']
 
 # %% ../../nbs/tools/check.ipynb #3a539139
-import json, os, re, tempfile, traceback
+import json
+import os
+import re
+import tempfile
+import traceback
 from collections.abc import Callable
 from datetime import datetime, timezone
 from numbers import Number
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +24,20 @@ import worldmodels
 
 # %% ../../nbs/tools/check.ipynb #587bfca8
 class CheckFailed(AssertionError):
-    """A property that the learner's object does not have; the message names it. Notebooks show the message alone."""
+    """A property that the learner's object lacks; the message names it. Notebooks show the message alone."""
 
     def _render_traceback_(self) -> list[str]: return [f"CheckFailed: {self}"]
 
 # %% ../../nbs/tools/check.ipynb #ad307649
 def _array(x) -> np.ndarray | None:
-    """`x` as an array (floats as float64, integers as int64), or None where it is no tensor, array or number."""
+    """`x` as an array (floats as float64, integers as int64); None where it is no tensor, array or number."""
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu()
         x = (x.double() if x.is_floating_point() else x).numpy()  # numpy knows no bfloat16
     if isinstance(x, (Number, np.generic, np.ndarray)):
         x = np.asarray(x)
-        wide = {"f": np.float64, "i": np.int64, "u": np.int64, "b": bool, "c": complex}  # uint8 1 - 2 would be 255
+        # as wide as there is: in uint8, 1 - 2 would be 255
+        wide = {"f": np.float64, "i": np.int64, "u": np.int64, "b": bool, "c": complex}
         return x.astype(wide[x.dtype.kind]) if x.dtype.kind in wide else None
     return None
 
@@ -49,35 +55,39 @@ def _brief(x) -> str:
 
 # %% ../../nbs/tools/check.ipynb #6fa1babe
 def _difference(got: np.ndarray, expected: np.ndarray, tol: float) -> str | None:
-    """How two arrays differ by more than `tol` (absolute, and relative to `expected`); None where they do not."""
+    """How two arrays differ by more than `tol` (absolute, and relative to `expected`), or None."""
     if got.shape != expected.shape: return f"shape {got.shape}, expected shape {expected.shape}"
     if np.array_equal(got, expected, equal_nan=True): return None
     bad = int((~np.isfinite(got)).sum() - (~np.isfinite(expected)).sum())
     if bad > 0: return f"{bad} of {got.size} values are not finite"
-    if "b" in (got.dtype.kind, expected.dtype.kind): return f"{int((got != expected).sum())} of {got.size} differ"
+    if "b" in (got.dtype.kind, expected.dtype.kind):
+        return f"{int((got != expected).sum())} of {got.size} differ"
     with np.errstate(invalid="ignore"):
         if np.allclose(got, expected, rtol=tol, atol=tol, equal_nan=True): return None
         approximate = f" · within {tol:g} no" if tol else ""
         return f"exact no{approximate} · max difference {np.nanmax(np.abs(got - expected)):.3g}"
 
 # %% ../../nbs/tools/check.ipynb #f3d2151c
-_held: list[str] = []  # the properties that have held in the test now running
+_passed: list[str] = []  # the properties that have held in the test now running
 
 
 def _compare(name: str, got, expected, tol: float, exact_type: bool) -> None:
     if isinstance(expected, (tuple, list)) and _array(got) is None and isinstance(got, (tuple, list)):
-        if len(got) != len(expected): raise CheckFailed(f"{name}\n  got {len(got)} items, expected {len(expected)}")
+        if len(got) != len(expected):
+            raise CheckFailed(f"{name}\n  got {len(got)} items, expected {len(expected)}")
         pairs = enumerate(zip(got, expected))
     elif isinstance(expected, dict) and isinstance(got, dict):
         if got.keys() != expected.keys():
-            raise CheckFailed(f"{name}\n  got keys {sorted(map(str, got))}, expected {sorted(map(str, expected))}")
+            there, wanted = sorted(map(str, got)), sorted(map(str, expected))
+            raise CheckFailed(f"{name}\n  got keys {there}, expected {wanted}")
         pairs = ((k, (got[k], expected[k])) for k in expected)
     else: return _compare_one(name, got, expected, tol, exact_type)
     for key, (g, e) in pairs: _compare(f"{name} [{key}]", g, e, tol, exact_type)
 
 # %% ../../nbs/tools/check.ipynb #4e8016b1
 def _compare_one(name: str, got, expected, tol: float, exact_type: bool) -> None:
-    g, e = _array(got), _array(expected)
+    g = _array(got)
+    e = _array(expected)
     if g is not None and isinstance(expected, (tuple, list)): e = _array(np.asarray(expected))
     if g is None and e is None: kind = None if got is expected or got == expected else "not equal"
     elif g is None or e is None: kind = f"a {type(got).__name__}, expected a {type(expected).__name__}"
@@ -88,32 +98,33 @@ def _compare_one(name: str, got, expected, tol: float, exact_type: bool) -> None
 
 # %% ../../nbs/tools/check.ipynb #367d7547
 def equal(name: str, got, expected) -> None:
-    """`got` is `expected`: same values exactly, same shape, same dtype where both have one. Raises CheckFailed."""
+    """`got` is `expected`: exactly the same values, shape and (if both have it) dtype, or CheckFailed."""
     _compare(name, got, expected, tol=0, exact_type=True)
-    _held.append(name)
+    _passed.append(name)
 
 
 def close(name: str, got, expected, tol: float = 1e-5) -> None:
-    """`got` is near `expected`: same shape, |got - expected| <= tol + tol·|expected| everywhere. Raises CheckFailed."""
+    """`got` is near `expected`: same shape, |got - expected| <= tol + tol·|expected|. Raises CheckFailed."""
     _compare(name, got, expected, tol=tol, exact_type=False)
-    _held.append(name)
+    _passed.append(name)
 
 # %% ../../nbs/tools/check.ipynb #e659fd57
 def shape(name: str, got, expected_shape: tuple) -> None:
     """`got` is a tensor, array or number of `expected_shape`. Raises CheckFailed."""
     a = _array(got)
-    if a is None: raise CheckFailed(f"{name}\n  got a {type(got).__name__}, expected shape {tuple(expected_shape)}")
-    if a.shape != tuple(expected_shape):
-        raise CheckFailed(f"{name}\n  got shape {a.shape}, expected shape {tuple(expected_shape)}")
-    _held.append(name)
+    wanted = tuple(expected_shape)
+    if a is None: raise CheckFailed(f"{name}\n  got a {type(got).__name__}, expected shape {wanted}")
+    if a.shape != wanted: raise CheckFailed(f"{name}\n  got shape {a.shape}, expected shape {wanted}")
+    _passed.append(name)
 
 
 def that(name: str, condition, hint: str = "") -> None:
     """`condition`, one boolean, is true; `hint` says what to look at when it is not. Raises CheckFailed."""
     if getattr(condition, "shape", ()) not in ((), (1,)):
-        raise ValueError(f"that({name!r}) needs one boolean, got shape {tuple(condition.shape)}: use .all() or .any()")
+        raise ValueError(f"that({name!r}) needs one boolean, got shape {tuple(condition.shape)}: "
+                         "use .all() or .any()")
     if not condition: raise CheckFailed(f"{name}\n  this does not hold" + (f": {hint}" if hint else ""))
-    _held.append(name)
+    _passed.append(name)
 
 # %% ../../nbs/tools/check.ipynb #a442d273
 _root = Path(worldmodels.__file__).resolve().parents[1]
@@ -121,7 +132,7 @@ RECORD = (_root if (_root / "nbs").is_dir() else Path.cwd()) / ".progress.json"
 
 
 def solved() -> dict[str, str]:
-    """The exercises solved in this checkout: name to date (UTC). Raises ValueError for an unreadable record."""
+    """Exercises solved in this checkout, name to date (UTC). Raises ValueError for an unreadable record."""
     if not RECORD.exists(): return {}
     try: record = json.loads(RECORD.read_text(encoding="utf-8"))
     except ValueError as e: raise ValueError(f"{RECORD} is not JSON ({e}): mend it, or move it away") from e
@@ -147,60 +158,68 @@ def _record(name: str) -> None:
         raise
 
 # %% ../../nbs/tools/check.ipynb #8acdabce
+_TITLE = re.compile(r"^#+ (Exercise \d+: [^·\n]*\w)", re.M)
 _CALL = re.compile(r'^\w+ = check\(\w+, ([\w.]+), \w+(?:, name="([^"]+)")?', re.M)
 
 
 def exercises() -> dict[str, dict[str, str]]:
-    """The exercises that have a check: chapter to title to the last part of the recorded name. {} where there are no notebooks.
+    """The exercises that have a check: chapter to title to the last part of the recorded name.
 
-    Raises ValueError for a chapter that is no notebook.
+    {} where there are no notebooks. Raises ValueError for a chapter that is no notebook.
     """
     found = {}
     for path in sorted((_root / "nbs").glob("[0-9]*.ipynb")):
-        title, found[path.stem] = "", {}
         try: cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{path} is not a notebook ({e!r})") from e
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{path} is not a notebook ({e!r})") from e
+        found[path.stem] = chapter = {}
+        title = ""
         for cell in cells:
             text = "".join(cell["source"])
-            if cell["cell_type"] == "markdown": title = [title, *re.findall(r"^#+ (Exercise \d+: [^·\n]*\w)", text, re.M)][-1]
-            elif call := _CALL.search(text): found[path.stem][title] = (call[2] or call[1]).split(".")[-1]
+            if cell["cell_type"] == "markdown": title = [title, *_TITLE.findall(text)][-1]
+            elif call := _CALL.search(text): chapter[title] = (call[2] or call[1]).split(".")[-1]
     return found
 
 # %% ../../nbs/tools/check.ipynb #4a7f602f
 def progress() -> None:
-    """Prints which exercises are solved in this checkout, chapter by chapter, and which is next. Raises ValueError for an unreadable record."""
-    record, chapters = solved(), exercises()
+    """Prints which exercises are solved in this checkout, chapter by chapter, and which is next.
+
+    Raises ValueError for an unreadable record.
+    """
+    record = solved()
+    chapters = exercises()
     done = {name.split(".")[-1] for name in record}
     for chapter, titles in chapters.items():
         marks = "".join("●" if key in done else "○" for key in titles.values())
-        following = next((title for title, key in titles.items() if key not in done), None)
-        print(f"{chapter:14}  {marks:6}  {f'next: {following}' if following else 'all solved'}")
+        to_do = [title for title, key in titles.items() if key not in done]
+        print(f"{chapter:14}  {marks:6}  " + (f"next: {to_do[0]}" if to_do else "all solved"))
     known = {key for titles in chapters.values() for key in titles.values()}
-    for name, date in sorted(record.items(), key=lambda item: item[1]):
+    for name, date in sorted(record.items(), key=itemgetter(1)):
         if name.split(".")[-1] not in known: print(f"{date[:10]}  {name}")
     if not record: print("No exercise solved yet.")
 
 # %% ../../nbs/tools/check.ipynb #722f1723
-def _own(e: BaseException, mine, test) -> list[traceback.FrameSummary]:
-    """The lines of the learner's module in `e`'s traceback, outermost first; those of the test itself left out."""
+def _learner_frames(e: BaseException, mine, test) -> list[traceback.FrameSummary]:
+    """The lines of the learner's module in `e`'s traceback, outermost first; none of the test itself."""
     frames = [(f.f_globals.get("__name__"), f.f_code, line) for f, line in traceback.walk_tb(e.__traceback__)]
     return [traceback.FrameSummary(code.co_filename, line, code.co_name) for module, code, line in frames
             if module == getattr(mine, "__module__", None) and code is not getattr(test, "__code__", None)]
 
 
 def _is_stub(e: Exception, mine, test) -> bool:
-    own = _own(e, mine, test)
+    frames = _learner_frames(e, mine, test)
     last = traceback.extract_tb(e.__traceback__)[-1]
-    return (isinstance(e, NotImplementedError) and not e.args and bool(own)
-            and (own[-1].filename, own[-1].lineno) == (last.filename, last.lineno))
+    return (isinstance(e, NotImplementedError) and not e.args and bool(frames)
+            and (frames[-1].filename, frames[-1].lineno) == (last.filename, last.lineno))
 
 # %% ../../nbs/tools/check.ipynb #c8758716
-def _told(e: Exception, mine, test) -> str:
+def _explain(e: Exception, mine, test) -> str:
     """What went wrong while `test` ran on `mine`, for a person: message and the line it happened on."""
     if isinstance(e, CheckFailed): return str(e)
     what = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
-    if own := _own(e, mine, test):
-        return f"your code raised {what}\n  line {own[-1].lineno}, in {own[-1].name}: {own[-1].line}"
+    if frames := _learner_frames(e, mine, test):
+        own = frames[-1]
+        return f"your code raised {what}\n  line {own.lineno}, in {own.name}: {own.line}"
     last = traceback.extract_tb(e.__traceback__)[-1]
     return f"the test could not use what your code gave back: {what}\n  {test.__name__}: {last.line}"
 
@@ -217,10 +236,10 @@ def check(mine, reference, test: Callable, name: str | None = None):
     """Runs `test(mine)`; gives back `mine` if it passes, `reference` where `mine` is an untouched stub.
 
     A stub raises NotImplementedError without a message, when called, built, or in a method the test needs.
-    Torch's generator is seeded for the test and put back. Raises CheckFailed, which names the property that fails.
+    Torch's generator is seeded for the test and put back. Raises CheckFailed, which names what fails.
     """
     name = name or _name(reference)
-    _held.clear()
+    _passed.clear()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -229,10 +248,10 @@ def check(mine, reference, test: Callable, name: str | None = None):
         if _is_stub(e, mine, test):
             print(f"○ {name}: not written yet, the reference stands in.")
             return reference
-        failure = CheckFailed(f"{name}: {_told(e, mine, test)}")
+        failure = CheckFailed(f"{name}: {_explain(e, mine, test)}")
         raise failure from (None if isinstance(e, CheckFailed) else e)
-    if not _held: raise ValueError(f"{test.__name__} checked no property: use equal, close, shape or that")
-    print(f"✓ {name}: every property holds ({len(_held)}).")
+    if not _passed: raise ValueError(f"{test.__name__} checked no property: use equal, close, shape or that")
+    print(f"✓ {name}: every property holds ({len(_passed)}).")
     try: _record(name)
     except (OSError, ValueError) as e: print(f"  Not recorded: {e}")
     return mine
