@@ -1,1 +1,2 @@
-"""Answers to the chapters' extend exercises, and the full-scale training code: `python -m solutions.NAME --help`."""
+"""Answers to the chapters' extend exercises, and the full-scale training code: `python -m solutions.NAME
+--help`."""

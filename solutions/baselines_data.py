@@ -15,7 +15,8 @@ from worldmodels.collect import collect
 from worldmodels.rollouts import NoisePolicy, Policy, RoadFollower
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
-from worldmodels.vae import VAESettings, decode_frames, encode_frames, encode_store, train_vae
+from worldmodels.tools.encoding import decode_frames, encode_frames, encode_store
+from worldmodels.vae import VAESettings, train_vae
 
 from .baselines_cells import Cells, ppo_weights, score_driver, search_on_road
 from .settings import StudySettings

@@ -28,7 +28,7 @@ from worldmodels.tools.training import FitSettings, fit, read_lines
 from worldmodels.tools.world import (Dynamics, Vision, WorldModel, load_model, load_tensors, registered,
                                      save_model)
 from worldmodels.transformer import ClipLoss, ViTWM, clips, train_vit_wm
-from worldmodels.vae import Latents, encode_store
+from worldmodels.tools.encoding import Latents, encode_store
 
 from .compare_report import draw, make_report, table
 from .mdn_rnn import encode

@@ -24,7 +24,7 @@ from worldmodels.doom import (C_DOOM, M_DOOM, V_DOOM, RandomHoldPolicy, Runner, 
                               doom_sections,
                               platt)
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates, done_probability
-from worldmodels.latents import apply_action_repeat
+from worldmodels.dream import apply_action_repeat
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
 from worldmodels.rollouts import HELD_OUT, NoisePolicy, Policy
 from worldmodels.tools.bounds import at_least, share
@@ -34,9 +34,11 @@ from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
 from worldmodels.transformer import TransformerMDN, TransformerSettings, ViTWMSettings, train_vit_wm
-from worldmodels.vae import Latents, VAESettings, train_vae
+from worldmodels.tools.encoding import Latents
+from worldmodels.vae import VAESettings, train_vae
 
-from .doom_report import BLIND, Cell, all_cells, draw_reliability, films, folder_of, gain, report, score_of, ship
+from .doom_report import (BLIND, Cell, all_cells, draw_reliability, films, folder_of, gain, report, score_of,
+                          ship)
 from .mdn_rnn import encode
 from .records import cached_json
 from .settings import EvaluateSettings, TrainSettings, command, in_folder

@@ -8,13 +8,14 @@ from worldmodels.carry_over import controller_inputs
 from worldmodels.collect import record
 from worldmodels.controller import ControllerSettings, controllers_for
 from worldmodels.doom import C_DOOM, dream_to_the_end, fire, replay_health
-from worldmodels.dream import Dream, DreamFitness, DreamSettings, InitialStates, done_probability, require_heads
+from worldmodels.dream import (Dream, DreamFitness, DreamSettings, InitialStates, done_probability,
+                               require_heads)
 from worldmodels.envs import make_envs
-from worldmodels.latents import apply_action_repeat
+from worldmodels.dream import apply_action_repeat
 from worldmodels.rollouts import Policy
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import WorldModel
-from worldmodels.vae import Latents, decode_frames, encode_frames
+from worldmodels.tools.encoding import Latents, decode_frames, encode_frames
 
 from .doom_report import lives
 
@@ -29,20 +30,23 @@ def r_squared(x: torch.Tensor, y: torch.Tensor, train: torch.Tensor, ridge: floa
 
 
 def health_in_memory(world: WorldModel, store: RolloutStore, latents: Latents) -> dict[str, float]:
-    """How much of the health a linear fit reads off the tic alone, z, and z with M's memory: R² on held-out episodes."""
+    """How much of the health a linear fit reads off the tic alone, z, and z with M's memory.
+
+    R² on held-out episodes.
+    """
     if latents.repeat != 1:
         raise ValueError(f"latents of every tic are needed, not of every {latents.repeat}")
     repeat = world.dynamics.action_repeat
-    at = [[*range(0, int(n), repeat), int(n)] for n in latents.lengths]  # the tics that M sees
-    health = torch.cat([torch.from_numpy(replay_health(e.seed, e.actions)[tics]) for e,
-                        tics in zip(store.episodes(), at)])
-    time, latents = torch.tensor(sum(at, []))[:, None].float(), apply_action_repeat(latents, repeat)
+    tics = [[*range(0, int(n), repeat), int(n)] for n in latents.lengths]  # those that M sees
+    health = torch.cat([torch.from_numpy(replay_health(episode.seed, episode.actions)[seen])
+                        for episode, seen in zip(store.episodes(), tics)])
+    time = torch.tensor(sum(tics, []))[:, None].float()
+    latents = apply_action_repeat(latents, repeat)
     known = torch.zeros(len(health), dtype=torch.bool)
     for i in store.split()[0]: known[latents.episode(int(i))] = True
-    seen = controller_inputs(world, latents)
-    return {"tic": r_squared(time, health, known), "tic and z": r_squared(torch.cat([time, latents.mu], 1),
-                                                                          health, known),
-            "tic, z and memory": r_squared(torch.cat([time, seen], 1), health, known)}
+    inputs = {"tic": time, "tic and z": torch.cat([time, latents.mu], 1),
+              "tic, z and memory": torch.cat([time, controller_inputs(world, latents)], 1)}
+    return {name: r_squared(x, health, known) for name, x in inputs.items()}
 
 
 # Exercise 7
@@ -56,8 +60,10 @@ class Still(Policy):
 
 
 def by_age(fires: list[np.ndarray], every: int) -> list[float]:
-    """Means over the steps 0 to `every` - 1, and so on, of those that still live there: `fires` holds an
-    array for every life."""
+    """Means over the steps 0 to `every` - 1, and so on, of those that still live there.
+
+    `fires` holds an array for every life.
+    """
     return [float(np.concatenate([f[k:k + every] for f in fires]).mean())
             for k in range(0, max(map(len, fires)), every)]
 
@@ -65,33 +71,34 @@ def by_age(fires: list[np.ndarray], every: int) -> list[float]:
 def fire_by_temperature(world: WorldModel, starts: InitialStates, dream: DreamSettings,
                         temperatures: tuple[float, ...], seeds: range,
                         every: int = 25) -> dict[float | str, list[float]]:
-    """Mean share of glowing pixels at each age, in groups of `every` steps of M, around a player that stands
+    """Mean share of glowing pixels at each age, in groups of `every` steps of M, around one that stands
     still.
 
     In the dreams of each τ, and, as "game", in games of as many tics, coded and decoded by the same V.
     """
-    still, repeat, found = np.zeros(controllers_for(world,
-                                                    C_DOOM).dimension), world.dynamics.action_repeat, {}
+    vision, repeat = world.vision, world.dynamics.action_repeat
+    still = np.zeros(controllers_for(world, C_DOOM).dimension)
+    found = {}
     for tau in temperatures:
         warm = replace(dream, temperature=tau)
         z, logits = dream_to_the_end(world, C_DOOM, still, starts, warm, seeds)
-        found[tau] = by_age([fire(decode_frames(world.vision, z[:int(n) + 1, i])) for i,
-                             n in enumerate(lives(logits, warm))], every)
-    envs = make_envs(world.game, list(seeds), world.vision.size)
+        lengths = lives(logits, warm).int().tolist()
+        found[tau] = by_age([fire(decode_frames(vision, z[:n + 1, i])) for i, n in enumerate(lengths)], every)
+    envs = make_envs(world.game, list(seeds), vision.size)
     try: games = record(envs, Still(), dream.max_steps * repeat)
     finally: envs.close()
-    found["game"] = by_age([fire(decode_frames(world.vision,
-                                               torch.from_numpy(encode_frames(world.vision,
-                                                                              e.frames[::repeat])[0])))
-                            for e in games], every)
+    latents = [torch.from_numpy(encode_frames(vision, game.frames[::repeat])[0]) for game in games]
+    found["game"] = by_age([fire(decode_frames(vision, z)) for z in latents], every)
     return found
 
 
 # Exercise 8
 
 class Fading(Dream):
-    """A dream in which nobody is drawn dead: a step pays its reward times the chance of being alive, and
-    it is over where that is below `floor`."""
+    """A dream in which nobody is drawn dead: a step pays its reward times the chance of being alive.
+
+    It is over where that chance is below `floor`.
+    """
 
     floor = 0.05
 
@@ -116,7 +123,10 @@ class Fading(Dream):
 
 class FadingFitness(DreamFitness):
     """What `DreamFitness` with done by sample says in the mean over all draws of death, but for the last
-    `floor`; `evolve` takes it as well."""
+    `floor`.
+
+    `evolve` takes it as well.
+    """
 
     def __init__(self, world: WorldModel, starts: InitialStates, controller: ControllerSettings,
                  settings: DreamSettings):
@@ -125,8 +135,8 @@ class FadingFitness(DreamFitness):
 
 
 def luck(returns: np.ndarray) -> float:
-    """The sd of one dream that neither the candidate nor the seed explains: returns (P, E) of P candidates
-    on the same E seeds."""
+    """The sd of one dream that neither candidate nor seed explains: returns (P, E) of P on the same E
+    seeds."""
     rest = returns - returns.mean(1, keepdims=True) - returns.mean(0) + returns.mean()
     return float(np.sqrt(np.square(rest).sum() / np.prod(np.subtract(returns.shape, 1))))
 

@@ -23,7 +23,7 @@ from worldmodels.tools.settings import claim_run_folder, load
 from worldmodels.tools.store import RolloutStore, estimate_bytes, require_space
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, registered, save_model
-from worldmodels.vae import Latents, encode_store
+from worldmodels.tools.encoding import Latents, encode_store
 
 from .dream_report import Round, initial_states_of, report
 from .measures import select

@@ -20,7 +20,7 @@ from worldmodels.tools import show
 from worldmodels.tools.settings import write_json
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import WorldModel, load_tensors, save_model, save_tensors
-from worldmodels.vae import Latents
+from worldmodels.tools.encoding import Latents
 
 from .evaluate import revision, typed_command
 from .settings import DreamRunSettings

@@ -9,7 +9,7 @@ from worldmodels.mdn_rnn import (Mixture, dynamics_loss, horizon_error, open_loo
                                  whole_episodes)
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Dynamics, Vision, WorldModel
-from worldmodels.vae import Latents, decode_frames
+from worldmodels.tools.encoding import Latents, decode_frames
 
 
 def select(latents: Latents, episodes) -> Latents:

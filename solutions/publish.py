@@ -22,7 +22,7 @@ from worldmodels.tools.show import strip
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import FitSettings, read_lines
 from worldmodels.tools.world import WorldModel
-from worldmodels.vae import Latents, encode_frames
+from worldmodels.tools.encoding import Latents, encode_frames
 
 from .evaluate import evaluate
 from .settings import EvaluateSettings, Sections, command
@@ -115,17 +115,17 @@ def card(run: Path, sample: RolloutStore, report: dict, shipped: dict, note: str
                       for x in read_lines(run / "stages.jsonl"))
     return f"""# {report["environment"]}: weights and a sample
 
-`vision`, `dynamics` and `controller` are V, M and C of one run, in half precision. `sample` holds {len(sample)} of its
-{len(whole)} episodes, some of every way of driving and drawing ({sample.n_frames:,} frames, {sample.nbytes / 1e6:.1f} MB), the
-longer ones cut; none of them was used in training.
+`vision`, `dynamics` and `controller` are V, M and C of one run, in half precision. `sample` holds
+{len(sample)} of its {len(whole)} episodes, some of every way of driving and drawing ({sample.n_frames:,} frames,
+{sample.nbytes / 1e6:.1f} MB), the longer ones cut; none of them was used in training.
 
 `{report['command']}` at revision {report.get("revision", "unknown")}. {versions}.
 
 | environment | return, mean ± sd | 95 % interval of the mean | held-out episodes |
 |---|---|---|---|
 {score_lines(report, shipped)}
-Seeds are {report['seeds'][0]} to {report['seeds'][1]}, used for nothing else. `python -m solutions.evaluate --run
-data/{find_game(report["environment"]).weights}` scores these files again.
+Seeds are {report['seeds'][0]} to {report['seeds'][1]}, used for nothing else. `python -m solutions.evaluate
+--run data/{find_game(report["environment"]).weights}` scores these files again.
 {note}
 
 | stage | minutes on {os.cpu_count()} cores |
@@ -179,7 +179,8 @@ def write_weights(source: Path, to: Path, s: PublishSettings) -> str:
     world, note = WorldModel.load(source), s.note
     m = world.dynamics
     if isinstance(m, MDNRNN) and not (m.settings.reward and m.settings.done):
-        latents, train = Latents.load(source / "latents.safetensors"), RolloutStore(source / "store").split()[0]
+        latents = Latents.load(source / "latents.safetensors")
+        train, _ = RolloutStore(source / "store").split()
         world = WorldModel(world.vision, with_heads(m, latents, train, s.heads), world.game)
         note = f"{note} {HEADS}".strip()
     world.save(to, half=True)

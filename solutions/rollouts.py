@@ -17,7 +17,7 @@ from worldmodels.rollouts import NoisePolicy, RoadFollower
 from worldmodels.tools.importers import ImportSettings, import_episodes, natural, read_latents
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
-from worldmodels.vae import Latents
+from worldmodels.tools.encoding import Latents
 
 from .settings import TrainSettings, command, open_run
 

@@ -21,7 +21,7 @@ from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import append_line
 from worldmodels.tools.world import WorldModel
-from worldmodels.vae import encode_store
+from worldmodels.tools.encoding import encode_store
 
 from .controller import search
 from .evaluate import evaluate

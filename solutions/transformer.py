@@ -1,4 +1,5 @@
-"""Stage 3 of a run whose M is a transformer, or stages 2 and 3 at once where it is a ViT-WM; answers to chapter 03's exercises.
+"""Stage 3 of a run whose M is a transformer, or stages 2 and 3 at once where it is a ViT-WM; answers to
+chapter 03's exercises.
 
 python -m solutions.transformer --settings laptop --model TransformerMDN --run runs/car
 python -m solutions.transformer --settings gpu,vit-wm --run runs/vit
@@ -17,20 +18,23 @@ from worldmodels.mdn_rnn import held_out_nll
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import WorldModel
 from worldmodels.transformer import DensityHead, TransformerDynamics, ViTWM, train_vit_wm
-from worldmodels.vae import Latents
+from worldmodels.tools.encoding import Latents
 
 
 def smoothed_rewards(store: RolloutStore) -> np.ndarray:
-    """The rewards of all steps of a store, each shared by the half second around it and at least -10, as `smooth_rewards` does it."""
+    """The rewards of all steps of a store, each shared by the half second around it and at least -10, as
+    `smooth_rewards` does it."""
     episodes = torch.from_numpy(store.steps()["rewards"]).split(store.lengths.tolist())
     return torch.cat([spread_rewards(rewards.clamp(min=-10.0), 12) for rewards in episodes]).numpy()
 
 
-def learn_vit_wm(folder: Path, store: RolloutStore, s: TrainSettings, start: ViTWM | None = None) -> WorldModel:
+def learn_vit_wm(folder: Path, store: RolloutStore, s: TrainSettings,
+                 start: ViTWM | None = None) -> WorldModel:
     """The ViT-WM of `folder`, V and M in one, trained (from `start`, if given) unless it is there already."""
     if not (folder / "dynamics.safetensors").exists():
         train, _ = store.split()
-        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, s.seed, train, start, smoothed_rewards(store))
+        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, s.seed, train, start,
+                             smoothed_rewards(store))
         WorldModel(model, model).save(folder)
     return WorldModel.load(folder)
 
@@ -42,13 +46,15 @@ def with_context(model: TransformerDynamics, context: int) -> TransformerDynamic
     return other
 
 
-def nll_by_context(model: TransformerDynamics, latents: Latents, episodes, contexts) -> dict[int, torch.Tensor]:
+def nll_by_context(model: TransformerDynamics, latents: Latents, episodes,
+                   contexts) -> dict[int, torch.Tensor]:
     """Exercise 7: held-out NLL, nats a dimension, (episodes,), of the same weights for each of `contexts`."""
     return {c: held_out_nll(with_context(model, c), latents, episodes) for c in contexts}
 
 
 class Permuted(nn.Module):
-    """Exercise 8: a density head that goes through the dimensions in `order`: `model.density = Permuted(model.density, order)`."""
+    """Exercise 8: a density head that goes through the dimensions in `order`: `model.density =
+    Permuted(model.density, order)`."""
 
     def __init__(self, head: DensityHead, order: torch.Tensor):
         super().__init__()
@@ -65,13 +71,16 @@ class PermutedConditionals:
 
     def nll(self, z): return self.inner.nll(z[..., self.order])
 
-    def sample(self, temperature=1.0, generator=None): return self.inner.sample(temperature, generator)[..., self.order.argsort()]
+    def sample(self, temperature=1.0, generator=None):
+        return self.inner.sample(temperature, generator)[..., self.order.argsort()]
 
 
 def main() -> None:
     folder, s = open_run(__doc__, stage=True)
     if s.model != "ViTWM": return learn_alone(folder, s)
-    if s.vision or s.latents: raise ValueError("a ViTWM is V and M in one and learns from frames: it takes neither --vision nor --latents")
+    if s.vision or s.latents:
+        raise ValueError("a ViTWM is V and M in one and learns from frames: it takes neither --vision nor "
+                         "--latents")
     learn_vit_wm(folder, open_store(folder, s), s)
 
 

@@ -17,7 +17,8 @@ from .settings import TrainSettings, command, open_run, open_store
 
 
 def learn_vision(folder: Path, store: RolloutStore, s: TrainSettings, start: Vision | None = None) -> Vision:
-    """The V of `folder`: the one that is there, or that of `s.vision`, or trained (from `start`, if given)."""
+    """The V of `folder`: the one that is there, or that of `s.vision`, or trained (from `start`, if
+    given)."""
     path = folder / "vision.safetensors"
     if not path.exists():
         if s.vision: vision = load_model(s.vision, Vision)

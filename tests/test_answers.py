@@ -16,7 +16,8 @@ from worldmodels.envs import make_envs
 from worldmodels.rollouts import RoadFollower
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import WorldModel, data
-from worldmodels.vae import VAE, Latents, VAESettings, kl_divergence, reparameterize, vae_loss
+from worldmodels.tools.encoding import Latents
+from worldmodels.vae import VAE, VAESettings, kl_divergence, reparameterize, vae_loss
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,8 @@ from worldmodels.carry_over import carry_over, controller_inputs
 from worldmodels.controller import ControllerSettings, controllers_for, fit_linear_controller
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
 from worldmodels.tools.world import WorldModel
-from worldmodels.vae import VAE, Latents, VAESettings
+from worldmodels.tools.encoding import Latents
+from worldmodels.vae import VAE, VAESettings
 
 C = ControllerSettings()
 

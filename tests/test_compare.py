@@ -21,7 +21,7 @@ from solutions.settings import CompareSettings
 from worldmodels.mdn_rnn import Mixture
 from worldmodels.tools.settings import load
 from worldmodels.tools.world import data
-from worldmodels.vae import Latents
+from worldmodels.tools.encoding import Latents
 
 ROOT = Path(__file__).parents[1]
 ROWS = ["dynamics", "transformer", "trade", "vit_wm"]

@@ -18,7 +18,8 @@ from worldmodels.envs import Envs, make_envs
 from worldmodels.rollouts import HELD_OUT, TRAINING, VALIDATION, Policy, RoadFollower, run_episodes
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel
-from worldmodels.vae import VAE, VAESettings, encode_frames
+from worldmodels.tools.encoding import encode_frames
+from worldmodels.vae import VAE, VAESettings
 
 C = ControllerSettings()
 

@@ -12,7 +12,8 @@ from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, registered
 from worldmodels.transformer import ClipLoss, ViTWM, clips
-from worldmodels.vae import VAE, Latents, vae_loss
+from worldmodels.tools.encoding import Latents
+from worldmodels.vae import VAE, vae_loss
 
 ROOT = Path(__file__).parents[1]
 SIZES = {"tbwm": (96, 32, 32), "trade": (96, 32, 32), "vit-wm": (64, 256, 32)}  # frame, features, latent

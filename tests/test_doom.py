@@ -13,9 +13,9 @@ from solutions import doom as solution
 from worldmodels import doom, rollouts
 from worldmodels.controller import WorldModelPolicy, controllers_for
 from worldmodels.controller_files import load_controller, save_controller
-from worldmodels.doom import (C_DOOM, M_DOOM, TAKE_COVER, V_DOOM, RandomHoldPolicy, Runner, calibrate,
-                              done_logits, done_loss, dream_on, fire, platt, play, replay_health, survive,
-                              survive_dreams)
+from worldmodels.doom import (C_DOOM, M_DOOM, V_DOOM, RandomHoldPolicy, Runner, calibrate, done_logits,
+                              done_loss, dream_on, fire, platt, play, replay_health, survive, survive_dreams)
+from worldmodels.tools.games import TAKE_COVER
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates, done_probability
 from worldmodels.films import film_clips
 from worldmodels.mdn_rnn import MDNRNN, windows
@@ -26,7 +26,8 @@ from worldmodels.tools.takecover import buttons
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, data, load_tensors
-from worldmodels.vae import VAE, Latents, encode_store
+from worldmodels.tools.encoding import Latents, encode_store
+from worldmodels.vae import VAE
 
 ROOT = Path(__file__).parents[1]
 SMALL = replace(M_DOOM, latent=8, hidden=16, components=2)

@@ -28,7 +28,8 @@ from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import WorldModel, data
 from worldmodels.transformer import TraDE, TraDESettings, TransformerMDN, TransformerSettings
-from worldmodels.vae import VAE, Latents, VAESettings
+from worldmodels.tools.encoding import Latents
+from worldmodels.vae import VAE, VAESettings
 
 ROOT = Path(__file__).parents[1]
 CAR, DOOM = "worldmodels/CarRacingDream-v0", "worldmodels/TakeCoverDream-v0"

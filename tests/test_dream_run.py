@@ -24,7 +24,8 @@ from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, load_model, load_tensors
-from worldmodels.vae import VAE, Latents, VAESettings
+from worldmodels.tools.encoding import Latents
+from worldmodels.vae import VAE, VAESettings
 
 ROOT = Path(__file__).parents[1]
 MODELS = ["latents.safetensors", "dynamics.safetensors", "controller.safetensors", "checkpoints/0000.safetensors", "checkpoints/0002.safetensors"]

@@ -23,7 +23,7 @@ from worldmodels.tools.importers import ImportSettings, import_episodes, read_ac
 from worldmodels.tools.show import write_mp4
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import load_model
-from worldmodels.vae import Latents
+from worldmodels.tools.encoding import Latents
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ from worldmodels.mdn_rnn import (LOG_SIGMA_FLOOR, MDNRNN, MDNRNNSettings, Mixtur
                                  repeat_nll, run_lstm, segments, train_dynamics, whole_episodes, windows)
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import load_model, save_model
-from worldmodels.vae import Latents
+from worldmodels.tools.encoding import Latents
 
 SMALL = MDNRNNSettings(latent=4, action_dim=2, hidden=8, components=3)
 DOOM = MDNRNNSettings(latent=64, action_dim=1, hidden=512, done=True, restart=True, features="hc")

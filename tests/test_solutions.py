@@ -15,7 +15,8 @@ from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import WorldModel, data
-from worldmodels.vae import VAE, Latents, VAESettings
+from worldmodels.tools.encoding import Latents
+from worldmodels.vae import VAE, VAESettings
 
 ROOT = Path(__file__).parents[1]
 INI = configparser.ConfigParser(interpolation=None)

@@ -18,7 +18,7 @@ from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, sa
 from worldmodels.transformer import (Backbone, ClipLoss, DensityHead, TraDE, TraDESettings, TransformerMDN, TransformerSettings,
                                      ViTWM, ViTWMSettings, attention_maps, clips, patches, ring_mask, apply_rope, stop_gradient,
                                      train_vit_wm, window_mask)
-from worldmodels.vae import Latents
+from worldmodels.tools.encoding import Latents
 
 SMALL = dict(latent=5, action_dim=2, width=16, depth=2, heads=2, context=6, components=3, reward=True, done=True)
 KINDS = {"LSTM": lambda: MDNRNN(MDNRNNSettings(latent=5, action_dim=2, hidden=16, components=3, reward=True, done=True)),

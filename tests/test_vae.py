@@ -11,8 +11,9 @@ from worldmodels.tools import encoding
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import load_model, save_model
-from worldmodels.vae import (VAE, Latents, VAESettings, decode_frames, encode_frames, encode_store,
-                             kl_divergence, latent_sliders, reconstruction_error, to_planes, train_vae,
+from worldmodels.tools.encoding import Latents, decode_frames, encode_frames, encode_store
+from worldmodels.tools.sliders import latent_sliders
+from worldmodels.vae import (VAE, VAESettings, kl_divergence, reconstruction_error, to_planes, train_vae,
                              vae_loss)
 
 SETTINGS = [VAESettings(), VAESettings(latent=64), VAESettings(latent=3, size=96),

@@ -17,7 +17,8 @@ from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, load_tensors
-from worldmodels.vae import VAE, Latents, vae_loss
+from worldmodels.tools.encoding import Latents
+from worldmodels.vae import VAE, vae_loss
 
 ROOT = Path(__file__).parents[1]
 # trainable parameters of V, M and C; an M of ctallec's or jk2500's code has a second bias of 4 · hidden, which acts as one with the first

@@ -12,7 +12,7 @@ import torch
 from .controller import ControllerSettings, controllers_for, fit_linear_controller
 from .mdn_rnn import require_steps
 from .tools.world import WorldModel
-from .vae import Latents
+from .tools.encoding import Latents
 
 # %% ../nbs/tools/carry_over.ipynb #53310680
 @torch.inference_mode()

@@ -28,7 +28,7 @@ from .tools.games import GameSpec
 from .tools.replay import replay
 from .tools.training import append_line
 from .tools.world import WorldModel
-from .vae import encode_frames
+from .tools.encoding import encode_frames
 
 # %% ../nbs/04_controller.ipynb #7277e33f
 def test_squash(squash) -> None:

@@ -24,7 +24,8 @@ from .tools.games import TAKE_COVER
 from .tools.show import as_uint8
 from .tools.takecover import buttons, doom_game
 from .tools.world import Dynamics, WorldModel
-from .vae import Latents, VAESettings
+from .tools.encoding import Latents
+from .vae import VAESettings
 
 # %% ../nbs/06_doom.ipynb #0bc45055
 def doom_sections(names: str) -> str:

@@ -37,13 +37,14 @@ from tqdm.auto import tqdm
 from .controller import SQUASHES, Controllers, ControllerSettings, RealFitness, controllers_for
 from .controller_files import load_controller
 from .mdn_rnn import open_loop, require_steps
-from .rollouts import VALIDATION, Policy, check_actions, make_envs, prepare, run_episodes
+from .envs import check_actions, make_envs
+from .rollouts import VALIDATION, Policy, prepare, run_episodes
 from .tools import show
 from .tools.check import close, equal, shape, that
-from .tools.settings import nearest
+from .tools.bounds import nearest
 from .tools.store import Episode, RolloutStore
 from .tools.world import Dynamics, State, Vision, WorldModel, data, load_tensors, normal, uniform
-from .vae import Latents, decode_frames, encode_frames
+from .tools.encoding import Latents, decode_frames, encode_frames
 
 # %% ../nbs/05_dream.ipynb #c6aa975c
 def test_spread_rewards(spread: Callable) -> None:

@@ -23,7 +23,7 @@ from .tools.games import GameSpec, find_game
 from .tools.show import as_uint8, side_by_side, write_mp4
 from .tools.store import Episode
 from .tools.world import WorldModel
-from .vae import encode_frames
+from .tools.encoding import encode_frames
 
 # %% ../nbs/tools/films.ipynb #596b754e
 def resize_with_caption(picture: np.ndarray, size: tuple[int, int], caption: str = "") -> np.ndarray:

@@ -23,7 +23,7 @@ from torch import nn
 from .tools.check import close, equal, shape, that
 from .tools.training import FitSettings, fit, step_seed
 from .tools.world import Dynamics, Prediction, State, normal, register, uniform
-from .vae import Latents
+from .tools.encoding import Latents
 
 # %% ../nbs/02_mdn_rnn.ipynb #00be9892
 def _example(shared: bool = False, batch: tuple = (), latent: int = 3, components: int = 4) -> SimpleNamespace:
