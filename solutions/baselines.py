@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
-from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, summary
-from worldmodels.doom import C_DOOM, Runner, survive
+from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, score_policy, summary
+from worldmodels.doom import C_DOOM, Runner
 from worldmodels.tools.games import TAKE_COVER
-from worldmodels.dream import GAMES, DreamFitness, InitialStates
+from worldmodels.dream import DreamFitness, InitialStates, game_dreams
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
 from worldmodels.ppo import load_ppo
 from worldmodels.envs import make_envs
 from worldmodels.rollouts import HELD_OUT, VALIDATION, NoisePolicy, Policy, RoadFollower
 from worldmodels.tools.takecover import require_vizdoom
 from worldmodels.tools import show
-from worldmodels.tools.importers import ImportSettings, ends, naming, shrink
+from worldmodels.tools.importers import ImportSettings, error_context, shrink, split_done
 from worldmodels.tools.settings import claim_run_folder, load
 from worldmodels.tools.store import Episode
 from worldmodels.tools.training import read_lines
@@ -77,13 +77,13 @@ class Thumbnail(Vision):
 def read_video(file: Path, settings: ImportSettings = ImportSettings()) -> Episode:
     """An episode without actions from a video, for V. Raises ValueError that names a file that is none.
 
-    Whole or not at all comes from `RolloutStore.append`, and the name from `naming`. That nothing is imported
+    Whole or not at all comes from `RolloutStore.append`, and the name from `error_context`. That nothing is imported
     twice is the caller's to see to: by the source, which stands in the store with the episode.
     """
-    with naming(file):
+    with error_context(file):
         frames = np.concatenate([shrink(frame[None], settings) for frame in imageio.v3.imiter(file)])
         steps = len(frames) - 1
-        terminated, truncated = ends(np.zeros(steps, bool), steps, settings.max_steps)
+        terminated, truncated = split_done(np.zeros(steps, bool), steps, settings.max_steps)
         actions, rewards = np.zeros((steps, 0), np.float32), np.zeros(steps, np.float32)
         return Episode(frames, actions, rewards, terminated, truncated, source=f"video:{file.resolve()}")
 
@@ -102,7 +102,7 @@ def untrained(world: WorldModel, seed: int) -> WorldModel:
     """The same V, and an M of the same kind that has learnt nothing."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return WorldModel(world.vision, type(world.dynamics)(world.dynamics.settings).eval())
+        return WorldModel(world.vision, type(world.dynamics)(world.dynamics.settings).eval(), world.game)
 
 
 def measure_control(folder: Path, control: Control, s: StudySettings) -> dict:
@@ -115,7 +115,7 @@ def measure_control(folder: Path, control: Control, s: StudySettings) -> dict:
 def control_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
     """Returns of what is left when one part is taken away, each searched anew with the same budget."""
     world = WorldModel.load(s.world)
-    thumbnails = WorldModel(Thumbnail().eval(), MDNRNN(MDNRNNSettings(latent=64, hidden=1)).eval())
+    thumbnails = WorldModel(Thumbnail().eval(), MDNRNN(MDNRNNSettings(latent=64, hidden=1)).eval(), world.game)
     alone = ControllerSettings(memory=False)
     controls = {"z and h": Control(world, ControllerSettings()),
                 "z and h, M untrained": Control(untrained(world, s.seed), ControllerSettings()),
@@ -139,14 +139,15 @@ def tics_summary(tics: np.ndarray) -> dict: return summary(tics) | {"returns": [
 def measure_player(folder: Path, player: Policy, s: StudySettings) -> dict:
     """Tics that a player survives in held-out games."""
     seeds = HELD_OUT[:s.doom_evaluate.episodes]
-    return {"game": tics_summary(survive(player, seeds, s.doom_evaluate.max_steps))}
+    tics = score_policy(player, seeds, "fast", s.doom_evaluate.max_steps, game=TAKE_COVER)
+    return {"game": tics_summary(tics)}
 
 
 def measure_doom_control(folder: Path, control: Control, starts: InitialStates, s: StudySettings) -> dict:
     """Tics that the C of a control survives, in dreams and in the game."""
     world, controller = control.world, control.controller
     repeat = world.dynamics.action_repeat
-    dreaming = replace(GAMES["TakeCover"].settings, max_steps=s.doom_evolve.max_steps // repeat)
+    dreaming = replace(game_dreams(TAKE_COVER), max_steps=s.doom_evolve.max_steps // repeat)
     fitness = DreamFitness(world, starts, controller, dreaming)
     params, _ = search_c(folder, fitness, controller, s.doom_evolve, s.seed, control.by_chance)
     dream = repeat * fitness(params[None], HELD_OUT[:s.doom_evaluate.episodes])[0]

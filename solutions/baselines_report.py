@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from worldmodels.baselines import paired, time_to_score
-from worldmodels.dream import GAMES
+from worldmodels.tools.games import TAKE_COVER
 from worldmodels.tools import show
 
 from .settings import StudySettings
@@ -111,7 +111,7 @@ def control_table(rows: dict[str, dict], s: StudySettings) -> str:
 def doom_table(rows: dict[str, dict], s: StudySettings) -> str:
     """Tics survived in held-out games by what is left."""
     search = s.doom_evolve
-    tau = GAMES["TakeCover"].settings.temperature
+    tau = TAKE_COVER.dream["temperature"]
     text = (f"Doom's TakeCover, with C found in M's dreams alone (τ = {tau:g}); "
             f"what is left when one part is taken away. Every search has {search.generations} generations\n"
             f"of {search.population} candidates × {search.episodes} dreams and starts from zeros; "

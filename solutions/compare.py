@@ -170,7 +170,8 @@ def train_joint(folder: Path, s: CompareSettings, data: CompareData, rewards: np
         began = time.time()
         training = replace(s.joint_fit, steps=updates)
         model = train_vit_wm(data.store, s.joint, training, s.clip, folder, 0, data.train, rewards=rewards)
-        WorldModel(model, model).save(folder, seconds=None if interrupted else round(time.time() - began, 1))
+        seconds = None if interrupted else round(time.time() - began, 1)
+        WorldModel(model, model, data.store.env_id).save(folder, seconds=seconds)
     return WorldModel.load(folder)
 
 
@@ -219,7 +220,7 @@ def frozen_row(folder: Path, s: CompareSettings, data: CompareData, row: str, se
             "parameters": used_parameters(make_m(s, row), example),
             "training_steps_per_s": round(s.fit.batch * s.window / budget["seconds_an_update"]),
             "curve": learning_curve(here, budget["seconds_an_update"]),
-            **measure(WorldModel(data.vision, model), data.held, dreamt, s)}
+            **measure(WorldModel(data.vision, model, data.store.env_id), data.held, dreamt, s)}
 
 
 def joint_row(folder: Path, s: CompareSettings, data: CompareData) -> dict:
@@ -242,7 +243,7 @@ def joint_row(folder: Path, s: CompareSettings, data: CompareData) -> dict:
 def baseline_row(s: CompareSettings, data: CompareData) -> dict:
     """What the Ms on the frozen V are measured against."""
     dreamt = Segments(data.store, data.held, data.held_out, s.context, s.horizon)
-    anyone = WorldModel(data.vision, make_m(s, "dynamics"))  # its dreams are not used
+    anyone = WorldModel(data.vision, make_m(s, "dynamics"), data.store.env_id)  # its dreams are not used
     return {"repeat": repeat_nll(data.latents, data.train, data.held_out).tolist(),
             "linear": linear_nll(data.latents, data.train, data.held_out).tolist(),
             "noise": noise_nll(data.held, range(len(data.held))).tolist(), **dreamt.baselines(anyone)}
@@ -251,7 +252,8 @@ def baseline_row(s: CompareSettings, data: CompareData) -> dict:
 def first_world(folder: Path, data: CompareData, row: str) -> WorldModel:
     """V and the M of a row's first training."""
     if row == "joint": return WorldModel.load(folder / "joint-0")
-    return WorldModel(data.vision, load_model(folder / f"{row}-0" / "model.safetensors", Dynamics))
+    model = load_model(folder / f"{row}-0" / "model.safetensors", Dynamics)
+    return WorldModel(data.vision, model, data.store.env_id)
 
 
 def controller_row(folder: Path, s: CompareSettings, data: CompareData, row: str) -> dict:
