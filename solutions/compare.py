@@ -19,14 +19,16 @@ from solutions.settings import M_FIELDS, CompareSettings, command
 from solutions.transformer import smoothed_rewards
 from worldmodels.controller import ControllerSettings, RealFitness, evolve, save_controller, score, summary
 from worldmodels.dream import smooth_rewards
-from worldmodels.mdn_rnn import dynamics_loss, held_out_nll, linear_nll, noise_nll, repeat_nll, train_dynamics, windows
+from worldmodels.mdn_rnn import dynamics_loss, held_out_nll, train_dynamics, windows
+from worldmodels.nll_baselines import linear_nll, noise_nll, repeat_nll
 from worldmodels.rollouts import HELD_OUT, choose_backend
 from worldmodels.tools.settings import claim_run_folder, load, write_json
 from worldmodels.tools.show import COLORS, OTHER_COLORS
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings, fit, read_lines
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, load_tensors, registered, save_model
-from worldmodels.transformer import ClipLoss, ViTWM, clips, train_vit_wm
+from worldmodels.transformer import ClipLoss, ViTWM
+from worldmodels.vit_training import clips, train_vit_wm
 from worldmodels.vae import Latents, encode_store
 
 FROZEN = {field: cls for cls, field in M_FIELDS.items()}  # rows on the frozen V: the field of their settings, the class of M

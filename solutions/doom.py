@@ -28,7 +28,8 @@ from worldmodels.tools.settings import claim_run_folder, load, split_settings, w
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings, read_lines
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
-from worldmodels.transformer import TransformerMDN, TransformerSettings, ViTWMSettings, train_vit_wm
+from worldmodels.transformer import TransformerMDN, TransformerSettings, ViTWMSettings
+from worldmodels.vit_training import train_vit_wm
 from worldmodels.vae import Latents, VAESettings, decode_frames, encode_frames, train_vae
 
 PAPER = {0.1: ((2086, 140), (193, 58)), 0.5: ((2060, 277), (196, 50)), 1.0: ((1145, 690), (868, 511)),  # τ: dream, game; mean, sd
