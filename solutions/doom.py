@@ -33,9 +33,9 @@ from worldmodels.tools.settings import claim_run_folder, load, split_settings, w
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
-from worldmodels.transformer import TransformerMDN, TransformerSettings, ViTWMSettings, train_vit_wm
-from worldmodels.tools.encoding import Latents
-from worldmodels.vae import VAESettings, train_vae
+from worldmodels.transformer import TransformerMDN, TransformerSettings, ViTWMSettings
+from worldmodels.vit_training import train_vit_wm
+from worldmodels.vae import Latents, VAESettings, decode_frames, encode_frames, train_vae
 
 from .doom_report import (BLIND, Cell, all_cells, draw_reliability, films, folder_of, gain, report, score_of,
                           ship)

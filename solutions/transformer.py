@@ -1,5 +1,6 @@
-"""Stage 3 of a run whose M is a transformer, or stages 2 and 3 at once where it is a ViT-WM; answers to
-chapter 03's exercises.
+"""Stage 3 of a run whose M is a transformer, or stages 2 and 3 at once where it is a ViT-WM.
+
+Answers to chapter 03's exercises, too.
 
 python -m solutions.transformer --settings laptop --model TransformerMDN --run runs/car
 python -m solutions.transformer --settings gpu,vit-wm --run runs/vit
@@ -11,19 +12,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from solutions.mdn_rnn import learn_alone
-from solutions.settings import TrainSettings, command, open_run, open_store
 from worldmodels.dream import spread_rewards
 from worldmodels.mdn_rnn import held_out_nll
 from worldmodels.tools.store import RolloutStore
-from worldmodels.tools.world import WorldModel
-from worldmodels.transformer import DensityHead, TransformerDynamics, ViTWM, train_vit_wm
-from worldmodels.tools.encoding import Latents
+from worldmodels.tools.world import Dynamics, WorldModel
+from worldmodels.transformer import DensityHead, TransformerDynamics, ViTWM
+from worldmodels.vae import Latents
+from worldmodels.vit_training import train_vit_wm
+
+from .mdn_rnn import learn_alone
+from .settings import TrainSettings, command, open_run, open_store
 
 
 def smoothed_rewards(store: RolloutStore) -> np.ndarray:
-    """The rewards of all steps of a store, each shared by the half second around it and at least -10, as
-    `smooth_rewards` does it."""
+    """The rewards of all steps of a store, each shared by the half second around it and at least -10."""
     episodes = torch.from_numpy(store.steps()["rewards"]).split(store.lengths.tolist())
     return torch.cat([spread_rewards(rewards.clamp(min=-10.0), 12) for rewards in episodes]).numpy()
 
@@ -33,10 +35,21 @@ def learn_vit_wm(folder: Path, store: RolloutStore, s: TrainSettings,
     """The ViT-WM of `folder`, V and M in one, trained (from `start`, if given) unless it is there already."""
     if not (folder / "dynamics.safetensors").exists():
         train, _ = store.split()
-        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, s.seed, train, start,
-                             smoothed_rewards(store))
+        rewards = smoothed_rewards(store)
+        model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, s.seed, train, start, rewards)
         WorldModel(model, model).save(folder)
     return WorldModel.load(folder)
+
+
+def learn_transformer(folder: Path, s: TrainSettings) -> Dynamics:
+    """The M of `folder`, made if missing: of any kind, on a V that is there, or a ViT-WM, which is V too."""
+    if s.model != "ViTWM": return learn_alone(folder, s)
+    if s.vision or s.latents:
+        raise ValueError("a ViTWM is V and M in one and learns from frames: "
+                         "it takes neither --vision nor --latents")
+    store = open_store(folder, s)
+    folder.mkdir(parents=True, exist_ok=True)
+    return learn_vit_wm(folder, store, s).dynamics
 
 
 def with_context(model: TransformerDynamics, context: int) -> TransformerDynamics:
@@ -53,8 +66,10 @@ def nll_by_context(model: TransformerDynamics, latents: Latents, episodes,
 
 
 class Permuted(nn.Module):
-    """Exercise 8: a density head that goes through the dimensions in `order`: `model.density =
-    Permuted(model.density, order)`."""
+    """Exercise 8: a density head that goes through the dimensions in `order`.
+
+    Used as `model.density = Permuted(model.density, order)`.
+    """
 
     def __init__(self, head: DensityHead, order: torch.Tensor):
         super().__init__()
@@ -75,13 +90,7 @@ class PermutedConditionals:
         return self.inner.sample(temperature, generator)[..., self.order.argsort()]
 
 
-def main() -> None:
-    folder, s = open_run(__doc__, stage=True)
-    if s.model != "ViTWM": return learn_alone(folder, s)
-    if s.vision or s.latents:
-        raise ValueError("a ViTWM is V and M in one and learns from frames: it takes neither --vision nor "
-                         "--latents")
-    learn_vit_wm(folder, open_store(folder, s), s)
+def main() -> None: learn_transformer(*open_run(__doc__, stage=True))
 
 
 if __name__ == "__main__": command(main)

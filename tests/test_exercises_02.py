@@ -1,4 +1,4 @@
-"""Each exercise of chapter 02: its test passes the reference and names what is wrong with plausible answers."""
+"""Each exercise of chapter 02: its test passes the reference and says what is wrong with wrong answers."""
 import math
 
 import pytest
@@ -20,7 +20,8 @@ def test_the_reference_passes(test, reference): test(reference)
 
 # Exercise 1: the NLL of a mixture
 
-def make_nll(normalise=True, log_sigma=True, naive=False, guard=lambda p: p, order="both", variance=False, total=True):
+def make_nll(normalise=True, log_sigma=True, naive=False, guard=lambda p: p, order="both", variance=False,
+             total=True):
     def nll(m, z):
         sigma = (0.5 * m.log_sigma).exp() if variance else m.log_sigma.exp()
         log_normal = -0.5 * ((z.unsqueeze(-1) - m.mu) / sigma)**2
@@ -58,14 +59,15 @@ def test_a_right_nll_in_other_words_passes(): mdn_rnn.test_nll(make_nll())
     (make_nll(order="own"), "Σ_k Π_i: shared weights"),
     (make_nll(order="shared"), "Π_i Σ_k: own weights"),
     (make_nll(naive=True), "logsumexp, not log of a sum of exp"),
-    (make_nll(naive=True, guard=lambda p: p + 1e-8), "with or without an ε"), (make_nll(naive=True, guard=lambda p: p.clamp(min=1e-12)), "with or without an ε")])
+    (make_nll(naive=True, guard=lambda p: p + 1e-8), "with or without an ε"),
+    (make_nll(naive=True, guard=lambda p: p.clamp(min=1e-12)), "with or without an ε")])
 def test_a_wrong_nll_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): mdn_rnn.test_nll(wrong)
 
 
 # Exercise 2: sampling
 
-def make_sample(logits=lambda log_pi, tau: log_pi / tau, scale=lambda tau: math.sqrt(tau), noise=True, seeded=True,
+def make_sample(logits=lambda log_pi, tau: log_pi / tau, scale=math.sqrt, noise=True, seeded=True,
                 choice="both", one_noise=False, width=lambda m, k: m.log_sigma.gather(-1, k)[..., 0].exp()):
     def sample(m, tau=1.0, generator=None):
         rng = generator if seeded else None
@@ -100,7 +102,8 @@ def test_the_mean_instead_of_a_choice_is_told():
     (make_sample(seeded=False), "same generator state gives the same draw"),
     (make_sample(choice="shared"), "own weights: each dimension chooses for itself"),
     (make_sample(choice="own"), "shared weights: one choice for all dimensions"),
-    (make_sample(width=lambda m, k: m.log_sigma[..., 0].exp()), "its own σ²"), (make_sample(width=lambda m, k: m.log_sigma.exp().mean(-1)), "its own σ²"),
+    (make_sample(width=lambda m, k: m.log_sigma[..., 0].exp()), "its own σ²"),
+    (make_sample(width=lambda m, k: m.log_sigma.exp().mean(-1)), "its own σ²"),
     (make_sample(one_noise=True), "noise of two dimensions is independent")])
 def test_a_wrong_sample_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): mdn_rnn.test_sample(wrong)
@@ -135,13 +138,13 @@ def test_a_wrong_step_is_told(wrong, message):
 
 # Exercise 4: the loss
 
-def make_loss(target=slice(1, None), read=slice(None, -1), acts=slice(None), masked=True, over=None, width=True, total=False, weighted=True, restart=True,
-              parts=True):
+def make_loss(target=slice(1, None), read=slice(None, -1), acts=slice(None), masked=True, over=None,
+              width=True, total=False, weighted=True, restart=True, parts=True):
     def loss(model, batch, done_weight=10.0):
         z, mask = batch["z"], batch["mask"].float() if masked else torch.ones(batch["mask"].shape)
         p = model(z[:, read], batch["a"][:, acts], batch["restart"] if restart else None)
         n = mask.numel() if over == "all" else 1.0 if total else mask.sum()
-        average = lambda x: (x * mask).sum() / n
+        def average(x): return (x * mask).sum() / n
         out = {"nll": average(p.nll(z[:, target])) / (z.shape[-1] if width else 1)}
         if p.reward is not None: out["reward"] = average((p.reward - batch["reward"])**2)
         if p.done is not None:
@@ -177,8 +180,10 @@ def always_heads(model, batch, done_weight=10.0):
     (make_loss(restart=False), "all of a, and restart"),
     (always_heads, "no reward or done where M has no such heads"),
     (unmasked_reward, "reward's squared error, averaged over the real steps"),
-    (make_loss(weighted=1), "a true one weighing done_weight"), (make_loss(weighted=10), "a true one weighing done_weight"),
-    (make_loss(target=slice(None, -1), read=slice(1, None)), "all of a, and restart"), (make_loss(acts=slice(None, -1)), "all of a, and restart"),
+    (make_loss(weighted=1), "a true one weighing done_weight"),
+    (make_loss(weighted=10), "a true one weighing done_weight"),
+    (make_loss(target=slice(None, -1), read=slice(1, None)), "all of a, and restart"),
+    (make_loss(acts=slice(None, -1)), "all of a, and restart"),
     (make_loss(parts=False), "sum of the parts")])
 def test_a_wrong_loss_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): mdn_rnn.test_dynamics_loss(wrong)
@@ -186,7 +191,8 @@ def test_a_wrong_loss_is_told(wrong, message):
 
 # Exercise 5: the dream
 
-def make_dream(fed="dream", again=False, late=0, extra=0, forgets=False, tempered=True, seeded=True, from_start=False):
+def make_dream(fed="dream", again=False, late=0, extra=0, forgets=False, tempered=True, seeded=True,
+               from_start=False):
     def dream(model, z, a, context, temperature=1.0, seed=0):
         rng, out = torch.Generator().manual_seed(seed if seeded else 0), []
         state = model.initial(len(z))

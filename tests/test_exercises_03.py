@@ -1,4 +1,4 @@
-"""Each exercise of chapter 03: its test passes the reference and names what is wrong with plausible answers."""
+"""Each exercise of chapter 03: its test passes the reference and says what is wrong with wrong answers."""
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +9,12 @@ from worldmodels import transformer
 from worldmodels.tools import check as tools
 from worldmodels.tools.check import CheckFailed, check
 
-PAIRS = [(F.scaled_dot_product_attention, transformer.test_attention), (transformer.window_mask, transformer.test_window_mask),
-         (transformer.apply_rope, transformer.test_apply_rope), (transformer.ring_mask, transformer.test_ring_mask),
-         (transformer.shift, transformer.test_shift), (transformer.stop_gradient, transformer.test_stop_gradient)]
+PAIRS = [(F.scaled_dot_product_attention, transformer.test_attention),
+         (transformer.window_mask, transformer.test_window_mask),
+         (transformer.apply_rope, transformer.test_apply_rope),
+         (transformer.ring_mask, transformer.test_ring_mask),
+         (transformer.shift, transformer.test_shift),
+         (transformer.stop_gradient, transformer.test_stop_gradient)]
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +22,8 @@ def record(tmp_path, monkeypatch): monkeypatch.setattr(tools, "RECORD", tmp_path
 
 
 @pytest.mark.parametrize("reference, test", PAIRS, ids=lambda f: f.__name__)
-def test_the_reference_passes(reference, test): assert check(reference, reference, test, name="x") is reference
+def test_the_reference_passes(reference, test):
+    assert check(reference, reference, test, name="x") is reference
 
 
 @pytest.mark.parametrize("reference, test", PAIRS, ids=lambda f: f.__name__)
@@ -91,10 +95,13 @@ def test_a_wrong_table_is_told(wrong, message):
 
 # Exercise 3: apply_rope
 
-def make_rotate(exponent=-1.0, base=10_000.0, one_speed=False, dtype=torch.float64, signs=(1, -1, 1, 1), interleaved=False):
+def make_rope(exponent=-1.0, base=10_000.0, one_speed=False, dtype=torch.float64, signs=(1, -1, 1, 1),
+              interleaved=False):
     def apply_rope(x, at):
         half = x.shape[-1] // 2
-        speed = torch.ones(half, dtype=dtype) if one_speed else base ** (exponent * torch.arange(half, dtype=dtype) / half)
+        if one_speed: exponent_of_pair = torch.zeros(half, dtype=dtype)
+        else: exponent_of_pair = exponent * torch.arange(half, dtype=dtype) / half
+        speed = base ** exponent_of_pair
         angle = at.to(dtype)[:, None] * speed
         cos, sin = angle.cos().float(), angle.sin().float()
         a, b = (x[..., ::2], x[..., 1::2]) if interleaved else x.chunk(2, -1)
@@ -103,20 +110,23 @@ def make_rotate(exponent=-1.0, base=10_000.0, one_speed=False, dtype=torch.float
     return apply_rope
 
 
-@pytest.mark.parametrize("right", [make_rotate(), make_rotate(interleaved=True), make_rotate(signs=(1, 1, -1, 1))])
+@pytest.mark.parametrize("right", [
+    make_rope(), make_rope(interleaved=True), make_rope(signs=(1, 1, -1, 1))])
 def test_a_right_rotation_in_other_words_passes(right): transformer.test_apply_rope(right)
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (make_rotate(one_speed=True), "pairs turn at different speeds"),
-    (make_rotate(dtype=torch.float32), "angles in double precision"),
-    (make_rotate(exponent=-0.5), "of d = 8 numbers"), (make_rotate(exponent=-2), "of d = 8 numbers"), (make_rotate(exponent=1), "of d = 8 numbers|double precision"),
-    (make_rotate(base=100.0), "of d = 8 numbers"),
-    (make_rotate(signs=(1, 1, 1, 1)), "keeps lengths"),
-    (make_rotate(signs=(1, -1, 1, -1)), "position 0 turns nothing"),
+    (make_rope(one_speed=True), "pairs turn at different speeds"),
+    (make_rope(dtype=torch.float32), "angles in double precision"),
+    (make_rope(exponent=-0.5), "of d = 8 numbers"),
+    (make_rope(exponent=-2), "of d = 8 numbers"),
+    (make_rope(exponent=1), "of d = 8 numbers|double precision"),
+    (make_rope(base=100.0), "of d = 8 numbers"),
+    (make_rope(signs=(1, 1, 1, 1)), "keeps lengths"),
+    (make_rope(signs=(1, -1, 1, -1)), "position 0 turns nothing"),
     (lambda x, at: x + 0.1 * at[:, None], "keeps lengths"),
     (lambda x, at: x, "another position, another angle"),
-    (lambda x, at: make_rotate()(x, at % 7), "distance alone")])
+    (lambda x, at: make_rope()(x, at % 7), "distance alone")])
 def test_a_wrong_rotation_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): transformer.test_apply_rope(wrong)
 
@@ -130,11 +140,14 @@ def in_a_row(at, age, context):  # forgets that the ring begins anew
 
 @pytest.mark.parametrize("wrong, message", [
     (lambda at, age, context: torch.arange(context) < age[:, None], "what it has just written"),
-    (lambda at, age, context: (at - torch.arange(context)) % context <= age[:, None], "what it has just written"),
+    (lambda at, age, context: (at - torch.arange(context)) % context <= age[:, None],
+     "what it has just written"),
     (lambda at, age, context: (torch.arange(context) - at) % context < age[:, None], "the slot before too"),
-    (lambda at, age, context: (at - 1 - torch.arange(context)) % context < age[:, None], "what it has just written"),
+    (lambda at, age, context: (at - 1 - torch.arange(context)) % context < age[:, None],
+     "what it has just written"),
     (in_a_row, "the slot before the first is the last"),
-    (lambda at, age, context: (at - torch.arange(context)) % context < age, "one row for each world|could not|must match")])
+    (lambda at, age, context: (at - torch.arange(context)) % context < age,
+     "one row for each world|could not|must match")])
 def test_a_wrong_ring_is_told(wrong, message):
     with pytest.raises((CheckFailed, RuntimeError), match=message): transformer.test_ring_mask(wrong)
 
@@ -162,7 +175,8 @@ def make_stop(inputs=False, target=True, prediction=False, heads=True, scale=1.0
             def nll(x):
                 out = scale * p.nll(x.detach() if target else x)
                 return out.detach() if prediction else out
-            return SimpleNamespace(nll=nll, reward=p.reward if heads else None, done=p.done if heads else None)
+            if not heads: return SimpleNamespace(nll=nll, reward=None, done=None)
+            return SimpleNamespace(nll=nll, reward=p.reward, done=p.done)
         return stopped
     return stop_gradient
 

@@ -5,12 +5,17 @@ from itertools import islice
 
 import pytest
 import torch
+from sklearn.linear_model import LinearRegression
 from torch.distributions import Normal
 
+from solutions.mdn_rnn import learn_alone
+from solutions.settings import TrainSettings
 from worldmodels import mdn_rnn
-from worldmodels.mdn_rnn import (LOG_SIGMA_FLOOR, MDNRNN, MDNRNNSettings, Mixture, MixtureHead, dynamics_loss,
-                                 gaussian_nll, held_out_nll, horizon_error, linear_nll, noise_nll, open_loop,
-                                 repeat_nll, run_lstm, segments, train_dynamics, whole_episodes, windows)
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import (LOG_SIGMA_FLOOR, MDNRNN, Mixture, MixtureHead, dynamics_loss, held_out_nll,
+                                 horizon_error, open_loop, run_lstm, train_dynamics)
+from worldmodels.nll_baselines import gaussian_nll, linear_nll, noise_nll, repeat_nll
+from worldmodels.sequences import segments, whole_episodes, windows
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import load_model, save_model
 from worldmodels.tools.encoding import Latents
@@ -20,7 +25,7 @@ DOOM = MDNRNNSettings(latent=64, action_dim=1, hidden=512, done=True, restart=Tr
 
 
 def make_latents(lengths=(30, 12, 50), latent=4, action_dim=2, logvar=-4.0) -> Latents:
-    """Episodes whose mu is 100 · episode + time in every dimension / 100, and whose actions, rewards count the time."""
+    """Episodes whose mu is episode + time / 100 in every dimension; actions and rewards count the time."""
     mu, t = [], []
     for e, steps in enumerate(lengths):
         t.append(torch.arange(steps + 1.0))
@@ -30,8 +35,9 @@ def make_latents(lengths=(30, 12, 50), latent=4, action_dim=2, logvar=-4.0) -> L
     ends = (n + 1).cumsum(0)
     done = torch.zeros(len(mu), dtype=torch.bool)
     done[ends - 2] = True
-    return Latents(mu=mu, logvar=torch.full_like(mu, logvar), actions=t[:, None].expand(-1, action_dim).clone(),
-                   rewards=t.clone(), terminated=done, first=ends - n - 1, lengths=n)
+    actions = t[:, None].expand(-1, action_dim).clone()
+    return Latents(mu=mu, logvar=torch.full_like(mu, logvar), actions=actions, rewards=t.clone(),
+                   terminated=done, first=ends - n - 1, lengths=n)
 
 
 def moving(episodes=8, steps=60, seed=0) -> Latents:
@@ -44,8 +50,8 @@ def moving(episodes=8, steps=60, seed=0) -> Latents:
             mu.append(z)
             z = 0.9 * z + a[e, t] + (torch.randint(0, 2, (2,), generator=rng) * 2.0 - 1)
     zeros = torch.zeros(len(mu))
-    return Latents(mu=torch.stack(mu), logvar=torch.full((len(mu), 2), -5.0), actions=a.flatten(0, 1), rewards=zeros,
-                   terminated=zeros.bool(), first=torch.arange(episodes) * (steps + 1),
+    return Latents(mu=torch.stack(mu), logvar=torch.full((len(mu), 2), -5.0), actions=a.flatten(0, 1),
+                   rewards=zeros, terminated=zeros.bool(), first=torch.arange(episodes) * (steps + 1),
                    lengths=torch.full((episodes,), steps))
 
 
@@ -109,13 +115,16 @@ def test_sampling_is_its_generators():
 
 def test_the_floor_bounds_the_nll():
     m = Mixture(torch.zeros(2, 3), torch.zeros(2, 3), torch.full((2, 3), -1e4, requires_grad=True))
-    assert m.nll(torch.zeros(2)).item() == pytest.approx(2 * (LOG_SIGMA_FLOOR + 0.5 * math.log(2 * math.pi)), abs=1e-4)
+    lowest = 2 * (LOG_SIGMA_FLOOR + 0.5 * math.log(2 * math.pi))
+    assert m.nll(torch.zeros(2)).item() == pytest.approx(lowest, abs=1e-4)
     assert m.nll(torch.full((2,), 1e3)).isfinite() and m.sample().std() < 0.1
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: Mixture(torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(3, 4)), r"\(3, 5\), \(3, 4\) and \(3, 5\)"),
-    (lambda: Mixture(torch.zeros(2, 5), torch.zeros(3, 5), torch.zeros(3, 5)), r"or \(…, 1, K\), got .* and \(2, 5\)"),
+    (lambda: Mixture(torch.zeros(3, 5), torch.zeros(3, 5), torch.zeros(3, 4)),
+     r"\(3, 5\), \(3, 4\) and \(3, 5\)"),
+    (lambda: Mixture(torch.zeros(2, 5), torch.zeros(3, 5), torch.zeros(3, 5)),
+     r"or \(…, 1, K\), got .* and \(2, 5\)"),
     (lambda: random_mixture().nll(torch.zeros(7, 1)), "over 3 dimensions has no density for z of 1"),
     (lambda: random_mixture().sample(0.0), "temperature must be above 0, not 0.0"),
     (lambda: random_mixture().sample(float("nan")), "temperature must be above 0, not nan")])
@@ -147,7 +156,8 @@ def test_the_second_bias_stays_zero_in_training(tmp_path):
     assert (model.lstm.bias_hh_l0 == 0).all() and (model.lstm.bias_ih_l0 != 0).any()
 
 
-@pytest.mark.parametrize("settings", [SMALL, replace(SMALL, restart=True, reward=True, done=True, shared=True)])
+@pytest.mark.parametrize("settings", [
+    SMALL, replace(SMALL, restart=True, reward=True, done=True, shared=True)])
 @pytest.mark.parametrize("restarts", [False, True])
 def test_forward_and_step_agree(settings, restarts):
     torch.manual_seed(0)
@@ -161,8 +171,9 @@ def test_forward_and_step_agree(settings, restarts):
         assert torch.allclose(p.features, whole.features[:, t], atol=1e-6)
         assert torch.allclose(p.nll(z[:, t]), whole.nll(z)[:, t], atol=1e-4)
         for head in ("reward", "done"):
-            if getattr(settings, head): assert torch.allclose(getattr(p, head), getattr(whole, head)[:, t], atol=1e-6)
-            else: assert getattr(p, head) is None and getattr(whole, head) is None
+            stepped, at_once = getattr(p, head), getattr(whole, head)
+            if getattr(settings, head): assert torch.allclose(stepped, at_once[:, t], atol=1e-6)
+            else: assert stepped is None and at_once is None
 
 
 def test_a_restart_forgets_everything_and_only_there():
@@ -172,7 +183,7 @@ def test_a_restart_forgets_everything_and_only_there():
     h = model(z, a, restart).features
     assert torch.allclose(h[1, 9:], model(z[1:, 9:], a[1:, 9:]).features[0], atol=1e-6)
     assert torch.allclose(h[0], model(z[:1], a[:1]).features[0], atol=1e-6)
-    none = torch.zeros(2, 20, dtype=torch.bool)  # a window from an episode's middle: an empty memory, but no beginning
+    none = torch.zeros(2, 20, dtype=torch.bool)  # from an episode's middle: an empty memory, but no beginning
     assert not torch.allclose(model(z, a, none).features, model(z, a).features)
 
 
@@ -237,12 +248,14 @@ def test_windows_follow_the_episodes():
         t = b["reward"]  # = time
         assert torch.equal(b["a"][..., 0], t) and (t[:, 1:] - t[:, :-1] == 1).all()
         episode = (b["z"][:, 0, 0] - t[:, 0] / 100).round().int()
-        assert torch.allclose(b["z"][:, :-1, 0] - episode[:, None], t / 100, atol=1e-5)             # z_t with a_t
-        assert torch.allclose(b["z"][:, 1:, 0] - b["z"][:, :-1, 0], torch.tensor(0.01), atol=1e-5)  # and its z_{t+1}
+        z = b["z"][..., 0]
+        assert torch.allclose(z[:, :-1] - episode[:, None], t / 100, atol=1e-5)       # z_t with a_t
+        assert torch.allclose(z[:, 1:] - z[:, :-1], torch.tensor(0.01), atol=1e-5)    # and its z_{t+1}
         assert torch.equal(b["restart"], t == 0)
         assert torch.equal(b["terminated"], t == torch.where(episode == 0, 29, 49)[:, None])
         seen |= set(zip(episode.tolist(), t[:, 0].int().tolist()))
-    assert seen == {(0, s) for s in range(21)} | {(2, s) for s in range(41)}  # each place to the very end, and no other
+    places = {(0, s) for s in range(21)} | {(2, s) for s in range(41)}
+    assert seen == places  # each to the very end, and no other
 
 
 def test_a_short_episode_is_masked_beyond_its_end():
@@ -254,10 +267,11 @@ def test_a_short_episode_is_masked_beyond_its_end():
 
 
 def test_a_batch_is_a_function_of_seed_and_number():
-    take = lambda seed, step, n: list(islice(windows(make_latents(), [0, 1, 2], 8, 16, seed, step), n))
+    def take(seed, step, n): return list(islice(windows(make_latents(), [0, 1, 2], 8, 16, seed, step), n))
     five = take(1, 0, 5)
     for k in range(5): assert all(torch.equal(five[k][name], take(1, k, 1)[0][name]) for name in five[k])
-    assert not torch.equal(five[0]["z"], five[1]["z"]) and not torch.equal(five[0]["z"], take(2, 0, 1)[0]["z"])
+    assert not torch.equal(five[0]["z"], five[1]["z"])
+    assert not torch.equal(five[0]["z"], take(2, 0, 1)[0]["z"])
 
 
 def test_z_is_drawn_anew_with_vs_sd():
@@ -278,7 +292,8 @@ def test_the_loss_ignores_what_is_masked():
     torch.manual_seed(0)
     model, b = MDNRNN(replace(SMALL, reward=True, done=True)), next(windows(make_latents(), [1], 20, 8))
     before, parts = dynamics_loss(model, b)
-    assert set(parts) == {"nll", "reward", "done"} and before.item() == pytest.approx(float(sum(parts.values())))
+    assert set(parts) == {"nll", "reward", "done"}
+    assert before.item() == pytest.approx(float(sum(parts.values())))
     b["z"][:, 13:] += 50; b["reward"][:, 12:] += 50; b["terminated"][:, 12:] = True
     assert torch.equal(dynamics_loss(model, b)[0], before)
     b["z"][:, 12] += 50
@@ -297,7 +312,8 @@ def test_training_lowers_the_loss_and_beats_the_baselines():
     latents, train, held_out = moving(12), range(10), [10, 11]
     model = MDNRNN(MDNRNNSettings(latent=2, action_dim=1, hidden=32))
     before = held_out_nll(model, latents, held_out)
-    train_dynamics(model, latents, train, 20, FitSettings(steps=200, batch=16, lr=0.01, lr_end=0.01, bf16=False))
+    fit = FitSettings(steps=200, batch=16, lr=0.01, lr_end=0.01, bf16=False)
+    train_dynamics(model, latents, train, 20, fit)
     after = held_out_nll(model, latents, held_out)
     linear, repeat = linear_nll(latents, train, held_out), repeat_nll(latents, train, held_out)
     assert (after < before).all() and (after < linear - 0.2).all() and (linear < repeat).all()
@@ -328,7 +344,7 @@ def test_the_same_seed_scores_on_the_same_draws():
 
 
 def test_repeat_and_linear_are_what_they_say():
-    latents = make_latents((200, 100), logvar=-60.0)  # z goes up by 0.01 a step: linear knows, repeat does not
+    latents = make_latents((200, 100), logvar=-60.0)  # z goes up by 0.01 a step: only linear knows
     unit = 0.5 * math.log(2 * math.pi) + 0.5  # entropy of a Gaussian of sd 1
     assert repeat_nll(latents, [0], [1])[0] == pytest.approx(math.log(0.01) + unit, abs=1e-3)
     assert linear_nll(latents, [0, 1], [1])[0] < -3.6  # at the floor
@@ -344,12 +360,25 @@ def test_linear_is_least_squares_even_where_an_action_never_moves():
     x = torch.cat([torch.cat([z[:-1], a, torch.ones(len(a), 1)], 1) for z, a in train])
     y = torch.cat([z[1:] for z, _ in train])
     w = torch.linalg.lstsq(x, y, driver="gelsd").solution
-    expected = gaussian_nll(lambda z, a: torch.cat([z, a, torch.ones(len(z), 1)], 1) @ w, latents, range(6), [6, 7], 3)
+    def guess(z, a): return torch.cat([z, a, torch.ones(len(z), 1)], 1) @ w
+    expected = gaussian_nll(guess, latents, range(6), [6, 7], 3)
     assert torch.allclose(linear_nll(latents, range(6), [6, 7], 3), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("score", [lambda x: held_out_nll(MDNRNN(SMALL), x, []), lambda x: repeat_nll(x, [], [0]),
-                                   lambda x: linear_nll(x, [0], [])])
+def test_linear_is_scikit_learns():
+    latents = moving()
+    train = list(whole_episodes(latents, range(6), 3))
+    x = torch.cat([torch.cat([z[:-1], a], 1) for z, a in train]).double()
+    line = LinearRegression().fit(x, torch.cat([z[1:] for z, _ in train]).double())
+    def guess(z, a): return torch.from_numpy(line.predict(torch.cat([z, a], 1).double())).float()
+    expected = gaussian_nll(guess, latents, range(6), [6, 7], 3)
+    assert torch.allclose(linear_nll(latents, range(6), [6, 7], 3), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", [
+    lambda latents: held_out_nll(MDNRNN(SMALL), latents, []),
+    lambda latents: repeat_nll(latents, [], [0]),
+    lambda latents: linear_nll(latents, [0], [])])
 def test_no_episode_is_no_score(score):
     with pytest.raises(ValueError, match="at least one episode is needed"): score(make_latents())
 
@@ -383,7 +412,7 @@ def test_open_loop_needs_something_to_see_and_to_dream(context):
         open_loop(MDNRNN(SMALL), torch.zeros(1, 20, 4), torch.zeros(1, 20, 2), context)
 
 
-def test_stretches_stay_inside_their_episodes():
+def test_segments_stay_inside_their_episodes():
     at = segments(make_latents(), [0, 1, 2], 20)  # 31, 13 and 51 frames
     assert at[:, 0].tolist() == [0, 44, 64] and at.shape == (3, 20)
     with pytest.raises(ValueError, match="needs 60 frames, the longest of 2 episodes has 31"):
@@ -408,7 +437,7 @@ def test_the_error_over_the_horizon():
     assert torch.allclose(kept, torch.arange(1, 41.0).expand(2, 40) * 0.01 / 0.1, atol=1e-3)  # in V's sd
 
 
-# ---- other people's data
+# Other people's data
 
 FIT = FitSettings(steps=3, batch=8, lr=1e-2)
 
@@ -418,7 +447,7 @@ def test_warm_up_steps_do_not_count(monkeypatch):
     def keep(model, batches, loss, *args): seen.append(next(batches(0, 0)))
     monkeypatch.setattr(mdn_rnn, "fit", keep)
     latents = make_latents((30, 40))
-    for warm_up in (0, 6): mdn_rnn.train_dynamics(MDNRNN(SMALL), latents, [0, 1], 10, FIT, warm_up=warm_up)
+    for warm_up in (0, 6): train_dynamics(MDNRNN(SMALL), latents, [0, 1], 10, FIT, warm_up=warm_up)
     plain, warm = seen
     assert torch.equal(plain["z"], warm["z"]) and plain["mask"].all()
     assert not warm["mask"][:, :6].any() and warm["mask"][:, 6:].all()
@@ -437,15 +466,36 @@ def test_a_warm_up_changes_the_loss_and_no_memory():
 
 @pytest.mark.parametrize("warm_up", [-1, 10, 99])
 def test_a_warm_up_that_leaves_nothing_is_refused(warm_up):
-    with pytest.raises(ValueError, match="warm_up must be 0 to 9"): mdn_rnn.train_dynamics(MDNRNN(SMALL), make_latents((30, 40)), [0, 1], 10, FIT, warm_up=warm_up)
+    with pytest.raises(ValueError, match="warm_up must be 0 to 9"):
+        train_dynamics(MDNRNN(SMALL), make_latents((30, 40)), [0, 1], 10, FIT, warm_up=warm_up)
 
 
 def test_episodes_shorter_than_a_warm_up_are_refused_or_passed_over():
-    with pytest.raises(ValueError, match="warm_up must be 0 to 11"): mdn_rnn.train_dynamics(MDNRNN(SMALL), make_latents((12, 12)), [0, 1], 20, FIT, warm_up=12)
-    model = mdn_rnn.train_dynamics(MDNRNN(SMALL), make_latents((12, 12, 12, 12, 30)), range(5), 20, replace(FIT, batch=2), warm_up=15)
+    with pytest.raises(ValueError, match="warm_up must be 0 to 11"):
+        train_dynamics(MDNRNN(SMALL), make_latents((12, 12)), [0, 1], 20, FIT, warm_up=12)
+    mostly_short, two = make_latents((12, 12, 12, 12, 30)), replace(FIT, batch=2)
+    model = train_dynamics(MDNRNN(SMALL), mostly_short, range(5), 20, two, warm_up=15)
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("width, words", [(0, "no actions: V can learn from it, M cannot"), (3, "3 numbers an action, and MDNRNN expects 2")])
+@pytest.mark.parametrize("width, words", [
+    (0, "no actions: V can learn from it, M cannot"), (3, "3 numbers an action, and MDNRNN expects 2")])
 def test_actions_that_are_not_ms_are_refused(width, words):
-    with pytest.raises(ValueError, match=words): mdn_rnn.train_dynamics(MDNRNN(SMALL), make_latents(action_dim=width), [0], 10, FIT)
+    with pytest.raises(ValueError, match=words):
+        train_dynamics(MDNRNN(SMALL), make_latents(action_dim=width), [0], 10, FIT)
+
+
+# The command, from Python
+
+def test_m_is_trained_into_a_folder_that_is_made(tmp_path):
+    make_latents((30, 40, 20)).save(tmp_path / "latents.safetensors")
+    s = TrainSettings(latents=str(tmp_path / "latents.safetensors"), dynamics=SMALL, dynamics_fit=FIT, window=8)
+    folder = tmp_path / "runs" / "m"
+    model, again = learn_alone(folder, s), learn_alone(folder, s)  # the second is the first, loaded
+    assert isinstance(model, MDNRNN) and (folder / "dynamics.safetensors").exists()
+    assert torch.equal(model.mixture.weight, again.mixture.weight)
+
+
+def test_latents_that_are_missing_leave_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError): learn_alone(tmp_path / "m", TrainSettings(latents=str(tmp_path / "none")))
+    assert not (tmp_path / "m").exists()

@@ -1,4 +1,4 @@
-"""The transformers: one contract; a cache, an order of dimensions and a stop-gradient, each shown to fail where it is broken."""
+"""The transformers: one contract; a cache, an order of dimensions, a stop: each fails where it is broken."""
 import time
 from types import SimpleNamespace
 
@@ -9,19 +9,22 @@ import torch.nn.functional as F
 
 from solutions.transformer import Permuted, nll_by_context
 from worldmodels import transformer
-from worldmodels.carry_over import controller_inputs
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, MixtureHead, held_out_nll, open_loop, train_dynamics
+from worldmodels.attention_maps import attention_maps
+from worldmodels.controller import controller_inputs
+from worldmodels.dynamics_settings import MDNRNNSettings, TraDESettings, TransformerSettings, ViTWMSettings
+from worldmodels.mdn_rnn import MDNRNN, MixtureHead, held_out_nll, open_loop, train_dynamics
 from worldmodels.tools.check import CheckFailed
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
-from worldmodels.transformer import (Backbone, ClipLoss, DensityHead, TraDE, TraDESettings, TransformerMDN, TransformerSettings,
-                                     ViTWM, ViTWMSettings, attention_maps, clips, patches, ring_mask, apply_rope, stop_gradient,
-                                     train_vit_wm, window_mask)
-from worldmodels.tools.encoding import Latents
+from worldmodels.transformer import (ClipLoss, DensityHead, TraDE, TransformerMDN, ViTWM, apply_rope, patches,
+                                     ring_mask, stop_gradient, window_mask)
+from worldmodels.vae import Latents
+from worldmodels.vit_training import clips, train_vit_wm
 
-SMALL = dict(latent=5, action_dim=2, width=16, depth=2, heads=2, context=6, components=3, reward=True, done=True)
-KINDS = {"LSTM": lambda: MDNRNN(MDNRNNSettings(latent=5, action_dim=2, hidden=16, components=3, reward=True, done=True)),
+COMMON = dict(latent=5, action_dim=2, components=3, reward=True, done=True)
+SMALL = COMMON | dict(width=16, depth=2, heads=2, context=6)
+KINDS = {"LSTM": lambda: MDNRNN(MDNRNNSettings(**COMMON, hidden=16)),
          "TransformerMDN": lambda **k: TransformerMDN(TransformerSettings(**SMALL | k)),
          "TraDE": lambda **k: TraDE(TraDESettings(**SMALL | k, density_width=8, density_heads=2)),
          "ViTWM": lambda **k: ViTWM(ViTWMSettings(**SMALL | k))}
@@ -66,7 +69,8 @@ def test_forward_and_step_agree_over_more_than_three_contexts(kind):
     with torch.no_grad():
         p, single = model(z, a, restart), stepped(model, z, a, restart)[1]
         for name, at_once in ("nll", p.nll(target)), ("reward", p.reward), ("done", p.done):
-            one = torch.stack([s.nll(target[:, t]) if name == "nll" else getattr(s, name) for t, s in enumerate(single)], 1)
+            steps = [s.nll(target[:, t]) if name == "nll" else getattr(s, name) for t, s in enumerate(single)]
+            one = torch.stack(steps, 1)
             assert at_once.shape == (3, 20) and torch.allclose(at_once, one, atol=1e-4), name
 
 
@@ -84,14 +88,16 @@ def test_an_episode_that_is_told_of_no_restart_begins_at_its_first_step(kind):
 def test_take_and_reset(kind):
     model, (z, a, _) = make(kind), inputs()
     state = model.initial(3)
-    assert len(state) == 3 and not model.features(state).any() and model.features(state).shape == (3, model.features_dim)
+    assert len(state) == 3 and not model.features(state).any()
+    assert model.features(state).shape == (3, model.features_dim)
     for t in range(9): _, state = model.step(z[:, t], a[:, t], state)
     some, mask = state.take([2, 0, 0]), state.take(torch.tensor([True, False, True]))
     part, whole = state.take(slice(2)), state.take(slice(3))
     assert [len(s) for s in (some, mask, part, whole)] == [3, 2, 2, 3]
     cleared = state.reset(torch.tensor([False, True, False]))
-    assert not model.features(cleared)[1].any() and model.features(cleared)[0].any() and model.features(state)[1].any()
-    go = lambda s, rows: model.features(model.step(z[rows, 9], a[rows, 9], s)[1])
+    assert not model.features(cleared)[1].any() and model.features(cleared)[0].any()
+    assert model.features(state)[1].any()
+    def go(s, rows): return model.features(model.step(z[rows, 9], a[rows, 9], s)[1])
     new = go(model.initial(1), [1])
     picked, masked, cut = go(some, [2, 0, 0]), go(mask, [0, 2]), go(part, [0, 1])
     after = go(cleared, [0, 1, 2])  # the last: it writes into the ring of `state`
@@ -103,24 +109,27 @@ def test_take_and_reset(kind):
 def test_256_worlds_at_once_are_256_worlds(kind):
     model, (z, a, restart) = make(kind), inputs(256, 20)
     together = stepped(model, z, a, restart)[0]
-    assert torch.allclose(together[100:101], stepped(model, z[100:101], a[100:101], restart[100:101])[0], atol=1e-5)
+    alone = stepped(model, z[100:101], a[100:101], restart[100:101])[0]
+    assert torch.allclose(together[100:101], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_dream_is_its_seeds(kind):
     model, (z, a, _) = make(kind), inputs(3, 20)
-    dream = lambda seed: open_loop(model, z, a, 4, seed=seed)
-    assert dream(0).shape == (3, 16, 5) and torch.equal(dream(0), dream(0)) and not torch.equal(dream(0), dream(1))
+    def dream(seed): return open_loop(model, z, a, 4, seed=seed)
+    assert dream(0).shape == (3, 16, 5)
+    assert torch.equal(dream(0), dream(0)) and not torch.equal(dream(0), dream(1))
     prediction, _ = model.step(z[:, 0], a[:, 0], model.initial(3))
-    cold, hot = (torch.stack([prediction.sample(tau) for _ in range(200)]).var(0).mean() for tau in (0.1, 2.0))
-    assert cold < 0.5 * hot
+    def spread(tau): return torch.stack([prediction.sample(tau) for _ in range(200)]).var(0).mean()
+    assert spread(0.1) < 0.5 * spread(2.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_lowers_the_loss_and_every_part_is_finite(kind, tmp_path):
     latents, model = walk(), make(kind)
     before = held_out_nll(model, latents, [6, 7])
-    after = held_out_nll(train_dynamics(model, latents, range(6), 12, FitSettings(steps=60, batch=16, lr=5e-3), tmp_path), latents, [6, 7])
+    model = train_dynamics(model, latents, range(6), 12, FitSettings(steps=60, batch=16, lr=5e-3), tmp_path)
+    after = held_out_nll(model, latents, [6, 7])
     assert before.isfinite().all() and after.isfinite().all() and (after < before - 0.1).all()
 
 
@@ -138,8 +147,9 @@ def walk(episodes=8, steps=40) -> Latents:
     a, mu = torch.randn(episodes, steps + 1, 2, generator=rng), [torch.zeros(episodes, 5)]
     for t in range(steps): mu.append(0.9 * mu[-1] + a[:, t].sum(1, keepdim=True))
     mu = torch.stack(mu, 1).flatten(0, 1)
-    return Latents(mu=mu, logvar=torch.full_like(mu, -4.0), actions=a.flatten(0, 1), rewards=torch.zeros(len(mu)),
-                   terminated=torch.zeros(len(mu), dtype=torch.bool), first=torch.arange(episodes) * (steps + 1),
+    zeros = torch.zeros(len(mu))
+    return Latents(mu=mu, logvar=torch.full_like(mu, -4.0), actions=a.flatten(0, 1), rewards=zeros,
+                   terminated=zeros.bool(), first=torch.arange(episodes) * (steps + 1),
                    lengths=torch.full((episodes,), steps))
 
 
@@ -158,16 +168,20 @@ def test_what_a_controller_would_have_seen_is_what_forward_gives(kind):
 
 def test_a_broken_cache_disagrees(monkeypatch):
     model, (z, a, restart) = make(), inputs()
-    broken = {"ring_mask": [lambda at, age, context: torch.ones(len(age), context, dtype=torch.bool),         # the age is ignored
-                            lambda at, age, context: ring_mask(at, (age - 1).clamp(min=1), context),          # a slot too few
-                            lambda at, age, context: ring_mask(at + 1, age, context)],                        # the slot beside
-              "window_mask": [lambda restart, context: window_mask(restart, 10**6),                           # forward looks further back
-                              lambda restart, context: window_mask(torch.zeros_like(restart), context)],      # and across restarts
-              "rotate": [lambda x, at: apply_rope(x, at % 6 if len(at) == 1 else at)]}  # a step's position begins anew with the ring
+    def no_age(at, age, context): return torch.ones(len(age), context, dtype=torch.bool)
+    def a_slot_too_few(at, age, context): return ring_mask(at, (age - 1).clamp(min=1), context)
+    def the_slot_beside(at, age, context): return ring_mask(at + 1, age, context)
+    def further_back(restart, context): return window_mask(restart, 10**6)
+    def across_restarts(restart, context): return window_mask(torch.zeros_like(restart), context)
+    def anew_with_the_ring(x, at): return apply_rope(x, at % 6 if len(at) == 1 else at)
+
+    broken = {"ring_mask": [no_age, a_slot_too_few, the_slot_beside],
+              "window_mask": [further_back, across_restarts],
+              "apply_rope": [anew_with_the_ring]}
     for name, wrong in broken.items():
         for function in wrong:
             monkeypatch.setattr(transformer, name, function)
-            assert difference(model, z, a, restart) > 1e-3, name
+            assert difference(model, z, a, restart) > 1e-3, function.__name__
             monkeypatch.undo()
     assert difference(model, z, a, restart) < 1e-5
 
@@ -177,8 +191,10 @@ def test_a_state_is_stepped_once():
     state = model.initial(3)
     copy = state.take([0, 1, 2])
     model.step(z[:, 0], a[:, 0], state)
-    for again in (lambda: model.step(z[:, 0], a[:, 0], state), lambda: state.take([0]), lambda: state.reset([0])):
-        with pytest.raises(ValueError, match=r"has seen 0 steps, and its ring has gone on to 1.*take\(range"): again()
+    def step(): model.step(z[:, 0], a[:, 0], state)
+    for again in (step, lambda: state.take([0]), lambda: state.reset([0])):
+        with pytest.raises(ValueError, match=r"has seen 0 steps, and its ring has gone on to 1.*take\(range"):
+            again()
     model.step(z[:, 1], a[:, 1], copy)
 
 
@@ -198,7 +214,7 @@ def test_a_step_costs_the_same_at_10_and_at_1000():
 
     @torch.inference_mode()
     def ratio():
-        """The cost of a step near 1,000 over that of one near 10, measured in turns so that other work disturbs both alike."""
+        """The cost of a step near 1,000 over that of one near 10, in turns, so that both are disturbed."""
         states = [model.initial(64), model.initial(64)]
         for _ in range(990): states[1] = model.step(z, a, states[1])[1]
         times = [[], []]
@@ -237,12 +253,13 @@ def test_a_step_is_far_cheaper_than_computing_the_context_anew():
 def test_the_maps_are_the_weights():
     model, (z, a, _) = make(), inputs()
     maps = attention_maps(model, z, a)
-    assert maps.shape == (2, 3, 2, 20, 20) and torch.allclose(maps.sum(-1), torch.ones(2, 3, 2, 20), atol=1e-5)
+    assert maps.shape == (2, 3, 2, 20, 20)
+    assert torch.allclose(maps.sum(-1), torch.ones(2, 3, 2, 20), atol=1e-5)
     assert not maps.triu(1).any() and not maps.tril(-6).any()
 
 
 def test_parameters():
-    count = lambda model: sum(p.numel() for p in model.parameters())
+    def count(model): return sum(p.numel() for p in model.parameters())
     assert count(TransformerMDN()) == 463_328
     assert count(TransformerMDN()) < count(TraDE()) < 1.1 * count(TransformerMDN())
 
@@ -252,13 +269,16 @@ def test_parameters():
 @pytest.mark.parametrize("kind", TRANSFORMERS)
 def test_what_does_not_fit_is_told_with_both_sides(kind):
     model, (z, a, _) = make(kind), inputs()
-    with pytest.raises(ValueError, match=r"expects z \(…, 5\) and a \(…, 2\), got \(3, 20, 4\)"): model(z[..., :4], a)
-    with pytest.raises(ValueError, match=r"expects z \(…, 5\).*got \(3, 4\)"): model.step(z[:, 0, :4], a[:, 0], model.initial(3))
+    with pytest.raises(ValueError, match=r"expects z \(…, 5\) and a \(…, 2\), got \(3, 20, 4\)"):
+        model(z[..., :4], a)
+    with pytest.raises(ValueError, match=r"expects z \(…, 5\).*got \(3, 4\)"):
+        model.step(z[:, 0, :4], a[:, 0], model.initial(3))
     with pytest.raises(ValueError, match=r"at most 10 steps.*got \(3, 20, 5\)"): make(kind, longest=10)(z, a)
     with pytest.raises(ValueError, match=r"ring is \(2, 2, 6, 8\), that of this \w+ \(2, 2, 9, 8\)"):
         make(kind, context=9).step(z[:, 0], a[:, 0], model.initial(3))
     state = model.initial(3)
-    with pytest.raises(ValueError, match="z is of 1 worlds, the state of 3"): model.step(z[:1, 0], a[:1, 0], state)
+    with pytest.raises(ValueError, match="z is of 1 worlds, the state of 3"):
+        model.step(z[:1, 0], a[:1, 0], state)
     model.step(z[:, 0], a[:, 0], state)  # a refused step has not used the state up
     with pytest.raises(ValueError, match="temperature must be above 0, not 0.0"):
         model.step(z[:, 0], a[:, 0], model.initial(3))[0].sample(0.0)
@@ -270,15 +290,18 @@ def test_what_does_not_fit_is_told_with_both_sides(kind):
     (TraDESettings, dict(density_width=12), "density_width must be a multiple of 2 · density_heads = 8"),
     (TraDESettings, dict(shared=True), "shared is for a mixture"),
     (TraDESettings, dict(density_share=0.0), "density_share must be above 0 and at most 1, not 0.0"),
-    (ViTWMSettings, dict(patch=10), "must divide the frame's 64 pixels"), (ViTWMSettings, dict(size=80), "64 or 96, not 80"),
-    (ViTWMSettings, dict(kl_floor=-1.0), "kl_floor must be 0 or above"), (ViTWMSettings, dict(action_repeat=4), "action_repeat must be 1, not 4")])
+    (ViTWMSettings, dict(patch=10), "must divide the frame's 64 pixels"),
+    (ViTWMSettings, dict(size=80), "64 or 96, not 80"),
+    (ViTWMSettings, dict(kl_floor=-1.0), "kl_floor must be 0 or above"),
+    (ViTWMSettings, dict(action_repeat=4), "action_repeat must be 1, not 4")])
 def test_settings_are_checked(cls, change, message):
     with pytest.raises(ValueError, match=message): cls(**change)
 
 
 def test_a_checkpoint_of_another_dynamics(tmp_path):
     save_model(tmp_path / "m.safetensors", MDNRNN(MDNRNNSettings(latent=5, action_dim=2, hidden=4)))
-    with pytest.raises(ValueError, match="holds a MDNRNN, and a TransformerMDN was asked for"): load_model(tmp_path / "m.safetensors", TransformerMDN)
+    with pytest.raises(ValueError, match="holds a MDNRNN, and a TransformerMDN was asked for"):
+        load_model(tmp_path / "m.safetensors", TransformerMDN)
     train_dynamics(make("LSTM"), walk(), [0], 8, FitSettings(steps=1, batch=2), tmp_path)
     with pytest.raises(ValueError, match="another model's checkpoint.*this TransformerMDN"):
         train_dynamics(make(), walk(), [0], 8, FitSettings(steps=2, batch=2), tmp_path)
@@ -305,7 +328,8 @@ def test_a_share_of_the_steps_gives_the_same_nll_on_average():
     with torch.no_grad():
         full, drawn = whole(features).nll(z), torch.stack([head(features).nll(z) for _ in range(2000)])
         assert ((drawn != 0).sum((1, 2)) == 5).all() and drawn.shape == (2000, 2, 10)
-        assert torch.allclose(drawn.mean(0), full, atol=0.5) and drawn.mean() == pytest.approx(full.mean().item(), abs=0.05)
+        assert torch.allclose(drawn.mean(0), full, atol=0.5)
+        assert drawn.mean() == pytest.approx(full.mean().item(), abs=0.05)
         assert torch.allclose(head.eval()(features).nll(z), full)
 
 
@@ -317,7 +341,10 @@ def head(latent=5):
 def given_by(head):
     """All numbers of every factor, for `test_order`."""
     features = torch.randn(1, 8, generator=torch.Generator().manual_seed(1))
-    return lambda z: torch.cat([getattr(head(features).given(z[None]), name)[0] for name in ("mu", "log_sigma", "log_pi")], -1)
+    def numbers(z):
+        mixture = head(features).given(z[None])
+        return torch.cat([mixture.mu[0], mixture.log_sigma[0], mixture.log_pi[0]], -1)
+    return numbers
 
 
 def test_trade_is_autoregressive_over_dimensions(): transformer.test_order(given_by(head()))
@@ -330,14 +357,18 @@ def test_the_whole_model_is_too():
 
 def test_the_order_fails_where_it_is_broken(monkeypatch):
     monkeypatch.setattr(transformer, "shift", lambda z: z)
-    with pytest.raises(CheckFailed, match="told what it is to predict"): transformer.test_order(given_by(head()))
+    with pytest.raises(CheckFailed, match="told what it is to predict"):
+        transformer.test_order(given_by(head()))
     monkeypatch.setattr(transformer, "shift", lambda z: z.roll(1, -1))
-    with pytest.raises(CheckFailed, match="what does the first token carry"): transformer.test_order(given_by(head()))
+    with pytest.raises(CheckFailed, match="what does the first token carry"):
+        transformer.test_order(given_by(head()))
     monkeypatch.undo()
     plain = MixtureHead(8, 5)
-    with pytest.raises(CheckFailed, match="10 of 10 do not matter"): transformer.test_order(lambda z: plain(torch.zeros(8)).mu + 0 * z[:, None])
+    with pytest.raises(CheckFailed, match="10 of 10 do not matter"):
+        transformer.test_order(lambda z: plain(torch.zeros(8)).mu + 0 * z[:, None])
     blind = head()
-    blind.backbone.forward = lambda x: blind.backbone.run(x, lambda layer, q, k, v: F.scaled_dot_product_attention(q, k, v))
+    def both_ways(layer, q, k, v): return F.scaled_dot_product_attention(q, k, v)
+    blind.backbone.forward = lambda x: blind.backbone.run(x, both_ways)
     with pytest.raises(CheckFailed, match="sees later ones"): transformer.test_order(given_by(blind))
 
 
@@ -370,7 +401,8 @@ def test_its_samples_have_its_density():
 
 
 def test_a_density_of_another_width():
-    with pytest.raises(ValueError, match="over 5 dimensions has no factors for z of 4"): head()(torch.zeros(2, 8)).nll(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="over 5 dimensions has no factors for z of 4"):
+        head()(torch.zeros(2, 8)).nll(torch.zeros(2, 4))
 
 
 # The extend exercises
@@ -403,8 +435,9 @@ def frames_store(path, steps=(130, 12, 25), action_dim=2, last_frame=True):
         frames = np.zeros((n + last_frame, 64, 64, 3), np.uint8)
         frames[..., 0], frames[..., 1] = seed, np.arange(n + last_frame)[:, None, None]
         done = np.arange(n) == n - 1
-        return Episode(frames=frames, actions=rng.normal(size=(n, action_dim)).astype(np.float32), rewards=np.arange(n, dtype=np.float32),
-                       terminated=done, truncated=np.zeros(n, bool), seed=seed)
+        return Episode(frames=frames, actions=rng.normal(size=(n, action_dim)).astype(np.float32),
+                       rewards=np.arange(n, dtype=np.float32), terminated=done, truncated=np.zeros(n, bool),
+                       seed=seed)
     store.append([episode(0, steps[0])])
     store.append([episode(i, n) for i, n in enumerate(steps) if i])
     return store
@@ -412,8 +445,9 @@ def frames_store(path, steps=(130, 12, 25), action_dim=2, last_frame=True):
 
 def batch_of(time=6, n=2):
     rng, none = torch.Generator().manual_seed(0), torch.zeros(n, time, dtype=torch.bool)
-    return dict(frames=torch.randint(256, (n, time + 1, 64, 64, 3), dtype=torch.uint8, generator=rng), a=torch.randn(n, time, 2, generator=rng),
-                reward=torch.zeros(n, time), terminated=none, restart=none, mask=~none)
+    frames = torch.randint(256, (n, time + 1, 64, 64, 3), dtype=torch.uint8, generator=rng)
+    return dict(frames=frames, a=torch.randn(n, time, 2, generator=rng), reward=torch.zeros(n, time),
+                terminated=none, restart=none, mask=~none)
 
 
 class Leaking(ClipLoss):
@@ -425,7 +459,7 @@ class Blank(torch.nn.Module):
 
 
 def leak(loss):
-    """How much M's NLL pulls at what it is to foresee: the gradient of a clip's last mu, which nothing else of M's loss touches."""
+    """How much M's NLL pulls at its target: the gradient of a clip's last mu, where nothing else pulls."""
     seen, batch, encode = [], batch_of(time=1), loss.model.encode
     def watched(frames):
         mu, logvar = encode(frames)
@@ -443,7 +477,8 @@ def test_the_target_is_not_trained():
     assert leak(ClipLoss(make("ViTWM"))) == 0
     assert leak(Leaking(make("ViTWM"))) > 1e-3
     transformer.test_stop_gradient(stop_gradient)
-    with pytest.raises(CheckFailed, match="no gradient reaches it"): transformer.test_stop_gradient(lambda model: model)
+    with pytest.raises(CheckFailed, match="no gradient reaches it"):
+        transformer.test_stop_gradient(lambda model: model)
 
 
 def test_the_joint_loss_is_what_it_says():
@@ -452,7 +487,8 @@ def test_the_joint_loss_is_what_it_says():
         loss = ClipLoss(make("ViTWM", kl_floor=floor))
         torch.manual_seed(0)
         value, parts = loss(batch)
-        assert set(parts) == {"reconstruction", "kl", "nll", "reward", "done"} and all(x.isfinite() for x in parts.values())
+        assert set(parts) == {"reconstruction", "kl", "nll", "reward", "done"}
+        assert all(x.isfinite() for x in parts.values())
         m, kl = 5 * parts["nll"] + parts["reward"] + parts["done"], max(parts["kl"].item(), floor * 5)
         assert value.item() == pytest.approx((parts["reconstruction"] + kl + m).item(), rel=1e-4)
     short = batch | {"mask": torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()}
@@ -481,7 +517,8 @@ def test_vit_wm_is_a_vision():
     assert not torch.allclose(model.encode(moved)[0], mu, atol=1e-4)  # it knows where a patch is
     x = model.decode(mu)
     assert x.shape == (3, 64, 64, 3) and 0 <= x.min() and x.max() <= 1
-    with pytest.raises(ValueError, match=r"encodes frames \(n, 64, 64, 3\) uint8, got \(3, 96, 96, 3\)"): model.encode(torch.zeros(3, 96, 96, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"encodes frames \(n, 64, 64, 3\) uint8, got \(3, 96, 96, 3\)"):
+        model.encode(torch.zeros(3, 96, 96, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"decodes latents \(n, 5\), got \(3, 4\)"): model.decode(mu[:, :4])
 
 
@@ -494,9 +531,11 @@ def test_clips_follow_the_episodes(tmp_path, last_frame):
         t = batch["reward"][:, :1] + torch.arange(17)
         episode = batch["frames"][:, 0, 0, 0, 0].long()
         last = torch.from_numpy(store.frame_counts)[episode][:, None] - 1
-        assert torch.equal(batch["mask"], t[:, :-1] < last) and torch.equal(batch["restart"], t[:, :-1] == 0)
-        assert torch.equal(batch["reward"][batch["mask"]], t[:, :-1][batch["mask"]])
-        assert torch.equal(batch["terminated"][batch["mask"]], (t[:, :-1] == torch.from_numpy(store.lengths)[episode][:, None] - 1)[batch["mask"]])
+        mask = batch["mask"]
+        ends = t[:, :-1] == torch.from_numpy(store.lengths)[episode][:, None] - 1
+        assert torch.equal(mask, t[:, :-1] < last) and torch.equal(batch["restart"], t[:, :-1] == 0)
+        assert torch.equal(batch["reward"][mask], t[:, :-1][mask])
+        assert torch.equal(batch["terminated"][mask], ends[mask])
         assert torch.equal(batch["frames"][:, :, 5, 5, 1].long(), torch.minimum(t, last).long())
         assert torch.equal(batch["frames"][:, :, 5, 5, 0].long(), episode[:, None].expand(-1, 17))
         seen |= set(zip(episode.tolist(), t[:, 0].tolist()))
@@ -507,15 +546,20 @@ def test_clips_follow_the_episodes(tmp_path, last_frame):
     assert torch.equal(other, -next(clips(store, 16, 32, step=40))["reward"])
     assert set(next(clips(store, 4, 64, episodes=[2]))["frames"][:, 0, 0, 0, 0].tolist()) == {2}
     some, all_ = next(clips(store, 16, 400, ending=0.3)), next(clips(store, 16, 32, ending=1.0))
-    ends = lambda batch: batch["reward"].amax(1) == torch.from_numpy(store.frame_counts)[batch["frames"][:, 0, 0, 0, 0].long()] - 2
-    assert ends(all_).all() and 0.25 < ends(some).float().mean() < 0.45
+    def to_the_end(batch):
+        episode = batch["frames"][:, 0, 0, 0, 0].long()
+        return batch["reward"].amax(1) == torch.from_numpy(store.frame_counts)[episode] - 2
+    assert to_the_end(all_).all() and 0.25 < to_the_end(some).float().mean() < 0.45
     for wrong in (dict(episodes=[]), dict(length=0), dict(batch=0)):
-        with pytest.raises(ValueError, match="at least 1 episode"): next(clips(store, **dict(length=16, batch=4) | wrong))
+        with pytest.raises(ValueError, match="at least 1 episode"):
+            next(clips(store, **dict(length=16, batch=4) | wrong))
 
 
 def test_joint_training_lowers_the_loss_and_resumes(tmp_path):
     store, settings = frames_store(tmp_path / "s"), ViTWMSettings(**SMALL)
-    train = lambda steps, folder: train_vit_wm(store, settings, FitSettings(steps=steps, batch=4, lr=2e-3, checkpoint_every=6), 6, folder)
+    def train(steps, folder):
+        fit = FitSettings(steps=steps, batch=4, lr=2e-3, checkpoint_every=6)
+        return train_vit_wm(store, settings, fit, 6, folder)
     batch = next(clips(store, 6, 8, seed=9))
     @torch.no_grad()
     def loss(model):
@@ -537,9 +581,11 @@ def test_what_does_not_fit_the_store_is_told(tmp_path):
     store = frames_store(tmp_path / "s")
     with pytest.raises(ValueError, match="64 pixels and 2 numbers an action.*made for 96 and 2"):
         train_vit_wm(store, ViTWMSettings(**SMALL, size=96), FitSettings(steps=1))
-    with pytest.raises(ValueError, match="3 rewards for a store of"): next(clips(store, 6, 2, rewards=np.zeros(3)))
+    with pytest.raises(ValueError, match="3 rewards for a store of"):
+        next(clips(store, 6, 2, rewards=np.zeros(3)))
     with pytest.warns(UserWarning, match="context 6 is longer than the clips of 4 steps"):
         train_vit_wm(store, ViTWMSettings(**SMALL), FitSettings(steps=1, batch=2), 4)
-    with pytest.raises(ValueError, match="made for 64 and 3"): train_vit_wm(store, ViTWMSettings(), FitSettings(steps=1))
+    with pytest.raises(ValueError, match="made for 64 and 3"):
+        train_vit_wm(store, ViTWMSettings(), FitSettings(steps=1))
     with pytest.raises(ValueError, match="clips of 40 steps.*takes 1 to 8"):
         train_vit_wm(store, ViTWMSettings(**SMALL, longest=8), FitSettings(steps=1), 40)
