@@ -23,7 +23,8 @@ from worldmodels.baselines import load_ppo, on_road, paired, random_search, time
 from worldmodels.controller import (ControllerSettings, EvolveSettings, RealFitness, WorldModelPolicy, controllers_for, evolve, load_controller,
                                     save_controller, score_policy, summary)
 from worldmodels.doom import C_DOOM, TAKE_COVER, Runner, survive
-from worldmodels.dream import GAMES, DreamFitness, InitialStates
+from worldmodels.dream import DreamFitness, InitialStates
+from worldmodels.dream_envs import GAMES
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, horizon_error, segments, train_dynamics, whole_episodes
 from worldmodels.rollouts import HELD_OUT, VALIDATION, NoisePolicy, Policy, RoadFollower, collect, make_envs, require_vizdoom
 from worldmodels.tools import show

@@ -18,7 +18,7 @@ from solutions.mdn_rnn import encode
 from solutions.settings import M_FIELDS, CompareSettings, command
 from solutions.transformer import smoothed_rewards
 from worldmodels.controller import ControllerSettings, RealFitness, evolve, save_controller, score, summary
-from worldmodels.dream import smooth_rewards
+from worldmodels.latents import smooth_rewards
 from worldmodels.mdn_rnn import dynamics_loss, held_out_nll, linear_nll, noise_nll, repeat_nll, train_dynamics, windows
 from worldmodels.rollouts import HELD_OUT, choose_backend
 from worldmodels.tools.settings import claim_run_folder, load, write_json

@@ -20,7 +20,9 @@ from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldMod
                                     save_controller, summary)
 from worldmodels.doom import (C_DOOM, M_DOOM, MAX_TICS, TAKE_COVER, V_DOOM, RandomHoldPolicy, Runner, calibrate, done_logits, doom_sections, dream_on, film, fire, platt, play,
                               reliability, replay_health, survive, survived)
-from worldmodels.dream import Dream, DreamFitness, DreamSettings, InitialStates, apply_action_repeat, done_probability, require_heads, sample_done
+from worldmodels.dream import (Dream, DreamFitness, DreamSettings, InitialStates, done_probability, require_heads,
+                               sample_done)
+from worldmodels.latents import apply_action_repeat
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
 from worldmodels.rollouts import HELD_OUT, CollectSettings, NoisePolicy, Policy, collect, make_envs, record, require_vizdoom
 from worldmodels.tools import show

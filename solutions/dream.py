@@ -21,8 +21,9 @@ from solutions.train import Clock
 from solutions.vae import learn_vision
 from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, carry_over, controllers_for, evolve, film, load_controller,
                                     save_controller, score, summary)
-from worldmodels.dream import (DreamFitness, DreamSettings, InitialStates, apply_action_repeat, draw_leak, film_dream, predicted_rewards, concat_latents, leak, rank_correlation,
-                               rank_interval, smooth_rewards)
+from worldmodels.dream import DreamFitness, DreamSettings, InitialStates
+from worldmodels.latents import apply_action_repeat, concat_latents, smooth_rewards
+from worldmodels.leak import draw_leak, film_dream, leak, predicted_rewards, rank_correlation, rank_interval
 from worldmodels.mdn_rnn import MDNRNNSettings, train_dynamics
 from worldmodels.rollouts import HELD_OUT, VALIDATION, collect
 from worldmodels.tools import show
@@ -285,7 +286,7 @@ def hand_over(folder: Path, last: Path, world: WorldModel, latents: Latents, che
 # Answers to the exercises of chapter 05
 
 def horizons(world: WorldModel, latents: Latents, s: DreamRunSettings, lengths=(50, 150, 500), seeds=(0, 1, 2)) -> dict[int, dict]:
-    """Exercise 7: real returns of searches in dreams of different lengths, with the same number of dreamt steps in all."""
+    """Exercise 6: real returns of searches in dreams of different lengths, with the same number of dreamt steps in all."""
     found, starts = {}, initial_states_of(latents, s)
     real, tracks = RealFitness(world, s.controller, s.evolve.max_steps, s.evolve.patience), VALIDATION[4000:4016]
     for n in lengths:
@@ -297,7 +298,7 @@ def horizons(world: WorldModel, latents: Latents, s: DreamRunSettings, lengths=(
 
 
 class Pessimist:
-    """Exercise 8: the smaller of what several fitnesses say; of worlds with one V, and for a C that does not see M's memory."""
+    """Exercise 7: the smaller of what several fitnesses say; of worlds with one V, and for a C that does not see M's memory."""
 
     def __init__(self, *fitnesses: DreamFitness):
         if any(f.controllers.settings.memory for f in fitnesses):

@@ -18,7 +18,9 @@ import numpy as np
 
 from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.controller import ControllerSettings, controllers_for, film, load_controller, score, summary, watch
-from worldmodels.dream import DreamFitness, DreamSettings, Planner, PlanSettings, InitialStates, drive, find_initial_states
+from worldmodels.dream import DreamFitness, DreamSettings
+from worldmodels.dream_envs import find_initial_states, initial_states_from_picture
+from worldmodels.planning import Planner, PlanSettings, drive
 from worldmodels.rollouts import HELD_OUT, has_envpool
 from worldmodels.tools.settings import load, write_json
 from worldmodels.tools.world import WorldModel
@@ -82,7 +84,7 @@ def evaluate_dream(folder: Path, world: WorldModel, settings: ControllerSettings
     Raises ValueError where M lacks the heads that `dreaming` needs, FileNotFoundError where there are no first frames.
     """
     seeds = held_out(s)
-    starts = InitialStates.from_picture(world.vision, start) if start else find_initial_states(folder, world.vision)
+    starts = initial_states_from_picture(world.vision, start) if start else find_initial_states(folder, world.vision)
     returns, repeat = DreamFitness(world, starts, settings, dreaming)(params[None], seeds)[0], world.dynamics.action_repeat
     return note(folder / "dream.json", "in the dream", returns, facts(seeds, repeat * dreaming.max_steps) | {"dream": asdict(dreaming), "action_repeat": repeat, "start": start})
 

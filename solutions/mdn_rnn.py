@@ -10,7 +10,7 @@ import torch
 
 from solutions.settings import M_FIELDS, TrainSettings, command, open_run, open_store
 from solutions.vae import learn_vision
-from worldmodels.dream import apply_action_repeat
+from worldmodels.latents import apply_action_repeat
 from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, require_actions, train_dynamics, whole_episodes
 from worldmodels.tools.store import RolloutStore, held_out_serials
 from worldmodels.tools.training import FitSettings

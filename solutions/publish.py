@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from solutions.evaluate import evaluate
 from solutions.settings import EvaluateSettings, Sections, command
 from worldmodels.controller import load_controller, save_controller
-from worldmodels.dream import apply_action_repeat, mean_actions, smooth_rewards
+from worldmodels.latents import apply_action_repeat, mean_actions, smooth_rewards
 from worldmodels.mdn_rnn import MDNRNN, open_loop, train_dynamics
 from worldmodels.tools.settings import load
 from worldmodels.tools.show import strip

@@ -16,7 +16,7 @@ from solutions.settings import TrainSettings, command, open_run, open_store
 from solutions.transformer import learn_vit_wm
 from solutions.vae import learn_vision
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, carry_over, controllers_for, film
-from worldmodels.dream import apply_action_repeat
+from worldmodels.latents import apply_action_repeat
 from worldmodels.rollouts import HELD_OUT, collect
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import append_line

@@ -12,7 +12,7 @@ from torch import nn
 
 from solutions.mdn_rnn import learn_alone
 from solutions.settings import TrainSettings, command, open_run, open_store
-from worldmodels.dream import spread_rewards
+from worldmodels.latents import spread_rewards
 from worldmodels.mdn_rnn import held_out_nll
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import WorldModel
