@@ -6,7 +6,7 @@
 __all__ = ['GAMES', 'Game', 'find_initial_states', 'initial_states_from_picture', 'open_folder', 'open_dream', 'spaces',
            'frames_of', 'observe_dreams', 'step_info', 'DreamEnv', 'DreamVectorEnv']
 
-# %% ../nbs/tools/dream_envs.ipynb #11797dbf
+# %% ../nbs/tools/dream_envs.ipynb #585d6f54
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -63,7 +63,7 @@ def find_initial_states(folder, vision: Vision) -> InitialStates:
                             "(starts.safetensors, latents.safetensors, store or sample): "
                             "give a picture, starts='frame.png', or InitialStates of your own")
 
-# %% ../nbs/tools/dream_envs.ipynb #0dd45388
+# %% ../nbs/tools/dream_envs.ipynb #a31b3b37
 def initial_states_from_picture(vision: Vision, path) -> InitialStates:
     """One start: what V makes of a picture file, scaled to V's size.
 
@@ -79,7 +79,7 @@ def initial_states_from_picture(vision: Vision, path) -> InitialStates:
     else: frames = cv2.resize(frame, (vision.size, vision.size), interpolation=cv2.INTER_AREA)[None]
     return InitialStates(*map(torch.from_numpy, encode_frames(vision, frames)))
 
-# %% ../nbs/tools/dream_envs.ipynb #243eff78
+# %% ../nbs/tools/dream_envs.ipynb #7a865bb0
 def open_folder(world, game: str = "CarRacing") -> Path:
     """The folder of a world: a run's, or for "pretrained" what `data/` has for the game.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['refit', 'PlanSettings', 'plan', 'Planner', 'drive']
 
-# %% ../nbs/05b_planning.ipynb #7082724f
+# %% ../nbs/05b_planning.ipynb #1897e682
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ def refit(plans: torch.Tensor, returns: torch.Tensor, elites: int) -> tuple[torc
     chosen = plans[torch.arange(len(plans))[:, None], returns.topk(elites, 1).indices]
     return chosen.mean(1), chosen.std(1, correction=0)
 
-# %% ../nbs/05b_planning.ipynb #20051324
+# %% ../nbs/05b_planning.ipynb #8c240502
 @dataclass(frozen=True)
 class PlanSettings:
     """The cross-entropy method over action sequences."""

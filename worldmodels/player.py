@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEER', 'steer', 'Player']
 
-# %% ../nbs/tools/player.ipynb #88673b57
+# %% ../nbs/tools/player.ipynb #8f36b7f0
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files

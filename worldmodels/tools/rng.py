@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GOLDEN', 'splitmix64', 'counter_uniform', 'CounterRNG']
 
-# %% ../../nbs/tools/rng.ipynb #8ba6bccc
+# %% ../../nbs/tools/rng.ipynb #3c0b61e5
 import math
 from collections.abc import Sequence
 
