@@ -20,7 +20,8 @@ from worldmodels.controller import ControllerSettings, WorldModelPolicy, control
 from worldmodels.doom import C_DOOM, Runner
 from worldmodels.tools.games import TAKE_COVER
 from worldmodels.dream import DreamFitness, InitialStates, game_dreams
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.ppo import load_ppo
 from worldmodels.envs import make_envs
 from worldmodels.rollouts import HELD_OUT, VALIDATION, NoisePolicy, Policy, RoadFollower

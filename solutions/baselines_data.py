@@ -9,7 +9,8 @@ import torch
 from worldmodels.baselines import on_road
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for
 from worldmodels.controller_files import load_controller
-from worldmodels.mdn_rnn import MDNRNN, horizon_error, segments, train_dynamics, whole_episodes
+from worldmodels.mdn_rnn import MDNRNN, horizon_error, train_dynamics
+from worldmodels.sequences import segments, whole_episodes
 from worldmodels.ppo import load_ppo
 from worldmodels.collect import collect
 from worldmodels.rollouts import NoisePolicy, Policy, RoadFollower

@@ -18,17 +18,19 @@ import torch
 from worldmodels.controller import ControllerSettings, RealFitness, evolve, score, summary
 from worldmodels.controller_files import save_controller
 from worldmodels.envs import choose_backend
-from worldmodels.dream import smooth_rewards
-from worldmodels.mdn_rnn import dynamics_loss, held_out_nll, train_dynamics, windows
+from worldmodels.latents import smooth_rewards
+from worldmodels.mdn_rnn import dynamics_loss, held_out_nll, train_dynamics
+from worldmodels.sequences import windows
 from worldmodels.nll_baselines import linear_nll, noise_nll, repeat_nll
-from worldmodels.rollouts import HELD_OUT, choose_backend
+from worldmodels.envs import choose_backend
+from worldmodels.rollouts import HELD_OUT
 from worldmodels.tools.settings import claim_run_folder, load, write_json
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings, fit, read_lines
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, load_tensors, registered, save_model
 from worldmodels.transformer import ClipLoss, ViTWM
 from worldmodels.vit_training import clips, train_vit_wm
-from worldmodels.vae import Latents, encode_store
+from worldmodels.tools.encoding import Latents, encode_store
 
 from .compare_report import draw, make_report, table
 from .mdn_rnn import encode

@@ -24,8 +24,9 @@ from worldmodels.doom import (C_DOOM, M_DOOM, V_DOOM, RandomHoldPolicy, Runner, 
                               doom_sections,
                               platt)
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates, done_probability
-from worldmodels.dream import apply_action_repeat
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
+from worldmodels.latents import apply_action_repeat
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN, held_out_nll, train_dynamics
 from worldmodels.rollouts import HELD_OUT, NoisePolicy, Policy
 from worldmodels.tools.bounds import at_least, share
 from worldmodels.tools.games import TAKE_COVER
@@ -33,9 +34,11 @@ from worldmodels.tools.settings import claim_run_folder, load, split_settings, w
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
-from worldmodels.transformer import TransformerMDN, TransformerSettings, ViTWMSettings
+from worldmodels.dynamics_settings import TransformerSettings, ViTWMSettings
+from worldmodels.transformer import TransformerMDN
 from worldmodels.vit_training import train_vit_wm
-from worldmodels.vae import Latents, VAESettings, decode_frames, encode_frames, train_vae
+from worldmodels.tools.encoding import Latents, decode_frames, encode_frames
+from worldmodels.vae import VAESettings, train_vae
 
 from .doom_report import (BLIND, Cell, all_cells, draw_reliability, films, folder_of, gain, report, score_of,
                           ship)

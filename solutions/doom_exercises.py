@@ -11,7 +11,7 @@ from worldmodels.doom import C_DOOM, dream_to_the_end, fire, replay_health
 from worldmodels.dream import (Dream, DreamFitness, DreamSettings, InitialStates, done_probability,
                                require_heads)
 from worldmodels.envs import make_envs
-from worldmodels.dream import apply_action_repeat
+from worldmodels.latents import apply_action_repeat
 from worldmodels.rollouts import Policy
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import WorldModel

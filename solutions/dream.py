@@ -16,7 +16,7 @@ from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelP
                                     evolve, summary)
 from worldmodels.controller_files import load_controller, save_controller
 from worldmodels.dream import DreamFitness
-from worldmodels.dream import apply_action_repeat, concat_latents, smooth_rewards
+from worldmodels.latents import apply_action_repeat, concat_latents, smooth_rewards
 from worldmodels.mdn_rnn import train_dynamics
 from worldmodels.rollouts import VALIDATION
 from worldmodels.tools.settings import claim_run_folder, load

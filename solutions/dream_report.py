@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from worldmodels.controller import RealFitness, score, summary
 from worldmodels.controller_files import save_controller
 from worldmodels.dream import InitialStates
-from worldmodels.dream import film_dream
+from worldmodels.leak import film_dream
 from worldmodels.films import film_episode
-from worldmodels.dream import draw_leak, leak, predicted_rewards, rank_correlation, rank_interval
+from worldmodels.leak import draw_leak, leak, predicted_rewards, rank_correlation, rank_interval
 from worldmodels.rollouts import HELD_OUT, VALIDATION
 from worldmodels.tools import show
 from worldmodels.tools.settings import write_json

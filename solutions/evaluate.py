@@ -20,10 +20,10 @@ import numpy as np
 from worldmodels.controller import ControllerSettings, controllers_for, score, score_policy, summary
 from worldmodels.controller_files import load_controller
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates
-from worldmodels.dream import find_initial_states
+from worldmodels.dream_envs import find_initial_states
 from worldmodels.envs import has_envpool
 from worldmodels.films import film_episode, watch
-from worldmodels.dream import Planner, PlanSettings
+from worldmodels.planning import Planner, PlanSettings
 from worldmodels.rollouts import HELD_OUT
 from worldmodels.tools.games import GameSpec, find_game
 from worldmodels.tools.settings import load, write_json

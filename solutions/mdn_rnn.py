@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 
-from worldmodels.dream import apply_action_repeat
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings, held_out_nll, train_dynamics
+from solutions.settings import M_FIELDS, TrainSettings, command, open_run, open_store
+from solutions.vae import learn_vision
+from worldmodels.latents import apply_action_repeat
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN, held_out_nll, train_dynamics
 from worldmodels.sequences import require_actions, whole_episodes
 from worldmodels.tools.store import RolloutStore, held_out_serials
 from worldmodels.tools.training import FitSettings

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import torch
 
-from worldmodels.mdn_rnn import (Mixture, dynamics_loss, horizon_error, open_loop, resample, segments,
-                                 whole_episodes)
+from worldmodels.mdn_rnn import Mixture, dynamics_loss, horizon_error, open_loop
+from worldmodels.sequences import resample, segments, whole_episodes
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Dynamics, Vision, WorldModel
 from worldmodels.tools.encoding import Latents, decode_frames

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from worldmodels.controller_files import load_controller, save_controller
-from worldmodels.dream import apply_action_repeat, mean_actions, smooth_rewards
+from worldmodels.latents import apply_action_repeat, mean_actions, smooth_rewards
 from worldmodels.mdn_rnn import MDNRNN, open_loop, train_dynamics
 from worldmodels.tools.games import find_game
 from worldmodels.tools.settings import load

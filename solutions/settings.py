@@ -9,14 +9,14 @@ from typing import Literal
 from worldmodels.collect import CollectSettings
 from worldmodels.controller import ControllerSettings, EvolveSettings
 from worldmodels.dream import DreamSettings
-from worldmodels.mdn_rnn import MDNRNNSettings
+from worldmodels.dynamics_settings import MDNRNNSettings
 from worldmodels.ppo import PPOSettings
 from worldmodels.tools.bounds import above, at_least
 from worldmodels.tools.games import GameSpec, find_game
 from worldmodels.tools.settings import claim_run_folder, load
 from worldmodels.tools.store import RolloutStore, estimate_bytes, require_space
 from worldmodels.tools.training import FitSettings
-from worldmodels.transformer import TraDESettings, TransformerSettings, ViTWMSettings
+from worldmodels.dynamics_settings import TraDESettings, TransformerSettings, ViTWMSettings
 from worldmodels.vae import VAESettings
 
 

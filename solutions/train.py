@@ -15,7 +15,7 @@ from worldmodels.collect import collect
 from worldmodels.carry_over import carry_over
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for
 from worldmodels.films import film_episode
-from worldmodels.dream import apply_action_repeat
+from worldmodels.latents import apply_action_repeat
 from worldmodels.rollouts import HELD_OUT
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from worldmodels.dream import spread_rewards
+from solutions.mdn_rnn import learn_alone
+from solutions.settings import TrainSettings, command, open_run, open_store
+from worldmodels.latents import spread_rewards
 from worldmodels.mdn_rnn import held_out_nll
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Dynamics, WorldModel
 from worldmodels.transformer import DensityHead, TransformerDynamics, ViTWM
-from worldmodels.vae import Latents
+from worldmodels.tools.encoding import Latents
 from worldmodels.vit_training import train_vit_wm
 
 from .mdn_rnn import learn_alone

@@ -16,7 +16,8 @@ from solutions.baselines_data import first_episodes
 from solutions.settings import StudySettings
 from worldmodels import baselines as b
 from worldmodels.controller import ControllerSettings, EvolveSettings, RealFitness
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.collect import record
 from worldmodels.envs import make_envs
 from worldmodels.rollouts import Policy, RoadFollower

@@ -7,7 +7,8 @@ import torch
 
 from worldmodels.carry_over import carry_over, controller_inputs
 from worldmodels.controller import ControllerSettings, controllers_for, fit_linear_controller
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.tools.world import WorldModel
 from worldmodels.tools.encoding import Latents
 from worldmodels.vae import VAE, VAESettings

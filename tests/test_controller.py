@@ -13,7 +13,8 @@ import worldmodels.controller as c
 from solutions.settings import TrainSettings
 from worldmodels.controller import (Controllers, ControllerSettings, EvolveSettings, RealFitness,
                                     WorldModelPolicy, evolve)
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.envs import Envs, make_envs
 from worldmodels.rollouts import HELD_OUT, TRAINING, VALIDATION, Policy, RoadFollower, run_episodes
 from worldmodels.tools.training import read_lines

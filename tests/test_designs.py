@@ -15,7 +15,8 @@ from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, registered
 from worldmodels.transformer import ClipLoss, ViTWM
-from worldmodels.vae import VAE, Latents, vae_loss
+from worldmodels.tools.encoding import Latents
+from worldmodels.vae import VAE, vae_loss
 from worldmodels.vit_training import clips
 
 ROOT = Path(__file__).parents[1]

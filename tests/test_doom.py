@@ -18,7 +18,8 @@ from worldmodels.doom import (C_DOOM, M_DOOM, V_DOOM, RandomHoldPolicy, Runner, 
 from worldmodels.tools.games import TAKE_COVER
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates, done_probability
 from worldmodels.films import film_clips
-from worldmodels.mdn_rnn import MDNRNN, windows
+from worldmodels.mdn_rnn import MDNRNN
+from worldmodels.sequences import windows
 from worldmodels.collect import collect, record
 from worldmodels.envs import make_envs
 from worldmodels.rollouts import NoisePolicy, Policy, prepare_doom

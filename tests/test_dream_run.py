@@ -19,7 +19,8 @@ from worldmodels.carry_over import controller_inputs
 from worldmodels.controller import ControllerSettings, controllers_for
 from worldmodels.controller_files import load_controller
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines

@@ -12,7 +12,8 @@ import solutions.evaluate as e
 from solutions.settings import EvaluateSettings
 from worldmodels.controller import ControllerSettings
 from worldmodels.controller_files import save_controller
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.envs import has_envpool
 from worldmodels.rollouts import HELD_OUT
 from worldmodels.tools.world import WorldModel

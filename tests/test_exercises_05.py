@@ -1,4 +1,4 @@
-"""Each exercise of chapter 05: its test passes the reference and names what is wrong with plausible answers."""
+"""Each exercise of chapters 05 and 05b: its test passes the reference and names what is wrong with others."""
 import math
 
 import numpy as np
@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from worldmodels import dream as d
+from worldmodels import latents, leak, planning
+from worldmodels.tools import rng
 from worldmodels.tools.check import CheckFailed
 
-PAIRS = [(d.spread_rewards, d.test_spread_rewards), (d.counter_uniform, d.test_counter_uniform), (d.sample_done, d.test_sample_done), (d.rollout_returns, d.test_rollout_returns),
-         (d.rank_correlation, d.test_rank_correlation), (d.refit, d.test_refit)]
+PAIRS = [(latents.spread_rewards, d.test_spread_rewards), (rng.counter_uniform, d.test_counter_uniform),
+         (d.sample_done, d.test_sample_done), (d.rollout_returns, d.test_rollout_returns),
+         (leak.rank_correlation, d.test_rank_correlation), (planning.refit, planning.test_refit)]
 
 
 @pytest.mark.parametrize("reference, test", PAIRS)
@@ -36,7 +39,9 @@ def late(r, radius):  # shared by later steps only
 
 def by_hand(r, radius):
     out = torch.zeros(len(r))
-    for t, x in enumerate(r): out[max(0, t - radius):t + radius + 1] += x / len(out[max(0, t - radius):t + radius + 1])
+    for t, x in enumerate(r):
+        window = out[max(0, t - radius):t + radius + 1]
+        window += x / len(window)
     return out
 
 
@@ -44,7 +49,9 @@ def test_a_right_spread_in_other_words_passes(): d.test_spread_rewards(by_hand)
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (averaged, "shared by those that exist"), (convolved, "shared by those that exist"), (late, "equal shares around it"),
+    (averaged, "shared by those that exist"),
+    (convolved, "shared by those that exist"),
+    (late, "equal shares around it"),
     (lambda r, radius: by_hand(r, radius) * (2 * radius + 1), "equal shares around it"),
     (lambda r, radius: by_hand(r, max(1, radius)), "radius 0 changes nothing"),
     (lambda r, radius: by_hand(r, radius)[:-1], "as many as before")])
@@ -54,29 +61,37 @@ def test_a_wrong_spread_is_told(wrong, message):
 
 # Exercise 2: counter_uniform
 
-def make_deal(mask=True, half=0.5, onward="last", shared=False, step=d.GOLDEN, first=1):
+def make_deal(mask=True, half=0.5, onward="last", shared=False, step=rng.GOLDEN, first=1):
     def counter_uniform(keys, count):
-        bits = d.splitmix64(keys[:, None] + step * torch.arange(first, first + count + 1))
+        bits = rng.splitmix64(keys[:, None] + step * torch.arange(first, first + count + 1))
         if shared: bits = bits.sum(0, keepdim=True).expand(len(keys), -1)
         top = bits[:, :-1] >> 41
         u = ((top & (1 << 23) - 1 if mask else top).float() + half) / (1 << 23)
-        return u, {"last": bits[:, -1], "same": keys, "one on": keys + torch.tensor(d.GOLDEN), "after": keys + torch.tensor(d.GOLDEN) * (count + 1)}[onward]
+        golden = torch.tensor(rng.GOLDEN)
+        following = {"last": bits[:, -1], "same": keys, "one on": keys + golden,
+                     "after": keys + golden * (count + 1)}
+        return u, following[onward]
     return counter_uniform
 
 
 def one_generator(keys, count):  # who the neighbours are decides what a row gets
-    rng = torch.Generator().manual_seed(int(keys[0] % 2**31))
-    return torch.rand(len(keys), count, generator=rng).clamp(1e-6), keys + 1
+    one = torch.Generator().manual_seed(int(keys[0] % 2**31))
+    return torch.rand(len(keys), count, generator=one).clamp(1e-6), keys + 1
 
 
 def test_a_right_deal_in_other_words_passes(): d.test_counter_uniform(make_deal(onward="after"))
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (make_deal(mask=False), "above 0 and below 1"), (make_deal(half=0.0), "never 0 or 1"), (make_deal(half=1.0), "never 0 or 1"),
-    (make_deal(step=1), "number j comes from"), (make_deal(onward="same"), "100% of them have been dealt before"),
-    (make_deal(onward="one on"), "have been dealt before"), (make_deal(shared=True), "whoever the neighbours are|rows are independent"),
-    (one_generator, "whoever the neighbours are"), (lambda k, n: (make_deal()(k, n)[0] / 2, k), "mean is 1/2"),
+    (make_deal(mask=False), "above 0 and below 1"),
+    (make_deal(half=0.0), "never 0 or 1"),
+    (make_deal(half=1.0), "never 0 or 1"),
+    (make_deal(step=1), "number j comes from"),
+    (make_deal(onward="same"), "100% of them have been dealt before"),
+    (make_deal(onward="one on"), "have been dealt before"),
+    (make_deal(shared=True), "whoever the neighbours are|rows are independent"),
+    (one_generator, "whoever the neighbours are"),
+    (lambda k, n: (make_deal()(k, n)[0] / 2, k), "mean is 1/2"),
     (lambda k, n: (make_deal()(k, 1)[0].expand(-1, n), k), "columns are independent")])
 def test_a_wrong_deal_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): d.test_counter_uniform(wrong)
@@ -84,35 +99,40 @@ def test_a_wrong_deal_is_told(wrong, message):
 
 # Exercise 3: the end, by chance
 
-def make_ends(p=lambda logit, w: torch.sigmoid(logit - math.log(w)), threshold=lambda logit: logit > 0, never=False):
-    def sample_done(logit, s, chance):
+def unweighted(logit, w): return torch.sigmoid(logit - math.log(w))
+
+
+def make_done(p=unweighted, threshold=lambda logit: logit > 0, never=False):
+    def sample_done(logit, s, uniform):
         if s.done == "never": return torch.full_like(logit, never, dtype=torch.bool)
-        return threshold(logit) if s.done == "threshold" else chance() < p(logit, s.done_weight)
-    return ends
+        return threshold(logit) if s.done == "threshold" else uniform() < p(logit, s.done_weight)
+    return sample_done
 
 
 def test_a_right_end_in_other_words_passes():
-    d.test_sample_done(make_ends(p=lambda logit, w: logit.exp() / (w + logit.exp())))
+    d.test_sample_done(make_done(p=lambda logit, w: logit.exp() / (w + logit.exp())))
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (make_ends(p=lambda logit, w: torch.sigmoid(logit)), "divided by 10"),
-    (make_ends(p=lambda logit, w: torch.sigmoid(logit) / w), "divided by 10|one in two"),
-    (make_ends(p=lambda logit, w: torch.sigmoid(logit + math.log(w))), "divided by 10"),
-    (make_ends(p=lambda logit, w: torch.sigmoid(logit - w)), "divided by 10|probability sigmoid"),
-    (make_ends(p=lambda logit, w: 1 - torch.sigmoid(logit - math.log(w))), "probability sigmoid"),
-    (make_ends(threshold=lambda logit: logit > math.log(10)), "where the logit is above 0"),
-    (lambda logit, s, chance: (logit > 0) & (s.done != "never"), "probability sigmoid")])
+    (make_done(p=lambda logit, w: torch.sigmoid(logit)), "divided by 10"),
+    (make_done(p=lambda logit, w: torch.sigmoid(logit) / w), "divided by 10|one in two"),
+    (make_done(p=lambda logit, w: torch.sigmoid(logit + math.log(w))), "divided by 10"),
+    (make_done(p=lambda logit, w: torch.sigmoid(logit - w)), "divided by 10|probability sigmoid"),
+    (make_done(p=lambda logit, w: 1 - torch.sigmoid(logit - math.log(w))), "probability sigmoid"),
+    (make_done(threshold=lambda logit: logit > math.log(10)), "where the logit is above 0"),
+    (lambda logit, s, uniform: (logit > 0) & (s.done != "never"), "probability sigmoid")])
 def test_a_wrong_end_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): d.test_sample_done(wrong)
 
 
 # Exercise 4: the return of a dream
 
-def make_returns(after=False, last=True, drop=True, cut_rows=True, limit=0, early=False, remember=True, late=False):
+def make_returns(after=False, last=True, drop=True, cut_rows=True, limit=0, early=False, remember=True,
+                 late=False):
     def rollout_returns(dream, act, max_steps):
         n = len(dream)
-        rows, alive, returns, lengths = torch.arange(n), torch.ones(n, dtype=torch.bool), torch.zeros(n), torch.zeros(n, dtype=torch.long)
+        rows, alive = torch.arange(n), torch.ones(n, dtype=torch.bool)
+        returns, lengths = torch.zeros(n), torch.zeros(n, dtype=torch.long)
         for _ in range(max_steps + limit):
             _, reward, done = dream.step(act(dream, rows))
             counts = alive if last else alive & ~done
@@ -132,16 +152,19 @@ def test_a_right_return_in_other_words_passes(): d.test_rollout_returns(make_ret
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (make_returns(after=True, drop=False), "its last included, none after"), (make_returns(last=False), "its last included, none after"),
+    (make_returns(after=True, drop=False), "its last included, none after"),
+    (make_returns(last=False), "its last included, none after"),
     (make_returns(drop=False), "dropped as soon as half"), (make_returns(limit=1), "longer than max_steps"),
-    (make_returns(early=True), "lengths: the steps of each row"), (make_returns(late=True), "dropped as soon as half"),
+    (make_returns(early=True), "lengths: the steps of each row"),
+    (make_returns(late=True), "dropped as soon as half"),
     (make_returns(remember=False), "lengths: the steps of each row|none after")])
 def test_a_wrong_return_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): d.test_rollout_returns(wrong)
 
 
 def test_rows_that_are_not_cut_are_told():
-    with pytest.raises((CheckFailed, AssertionError), match="other rows than those that are dreamt"): d.test_rollout_returns(make_returns(cut_rows=False))
+    with pytest.raises((CheckFailed, AssertionError), match="other rows than those that are dreamt"):
+        d.test_rollout_returns(make_returns(cut_rows=False))
 
 
 # Exercise 5: rank correlation
@@ -170,19 +193,23 @@ def zero_for_no_order(x, y): return 0.0 if np.std(x) == 0 or np.std(y) == 0 else
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (make_rank(pearson=True), "only the order counts"), (make_rank(order="argsort"), "not what argsort gives"),
-    (make_rank(order="twice"), "share the mean of their ranks"), (make_rank(order="lowest"), "share the mean of their ranks"),
-    (make_rank(order="dense"), "share the mean of their ranks"), (make_rank(squared=True), "the opposite order"),
+    (make_rank(pearson=True), "only the order counts"),
+    (make_rank(order="argsort"), "not what argsort gives"),
+    (make_rank(order="twice"), "share the mean of their ranks"),
+    (make_rank(order="lowest"), "share the mean of their ranks"),
+    (make_rank(order="dense"), "share the mean of their ranks"),
+    (make_rank(squared=True), "the opposite order"),
     (make_rank(absolute=True), "the opposite order"), (zero_for_no_order, "there is no order: NaN")])
 def test_a_wrong_rank_correlation_is_told(wrong, message):
     with pytest.raises(CheckFailed, match=message): d.test_rank_correlation(wrong)
 
 
-# Exercise 6: one step of the cross-entropy method
+# Exercise 1 of chapter 05b: one step of the cross-entropy method
 
 def make_refit(largest=True, own=True, correction=0, weighted=False, square=False):
     def refit(plans, returns, elites):
-        best = (returns if own else returns.mean(0, keepdim=True).expand_as(returns)).topk(elites, 1, largest=largest).indices
+        by = returns if own else returns.mean(0, keepdim=True).expand_as(returns)
+        best = by.topk(elites, 1, largest=largest).indices
         chosen = plans[torch.arange(len(plans))[:, None], best]
         sd = chosen.std(1, correction=correction)
         return chosen.mean(1), sd**2 if square else sd
@@ -197,13 +224,17 @@ def flat(plans, returns, elites):  # the best of all rows together
 def test_a_right_refit_in_other_words_passes():
     def refit(plans, returns, elites):
         rows = [p[r.argsort(descending=True)[:elites]] for p, r in zip(plans, returns)]
-        return torch.stack([r.mean(0) for r in rows]), torch.stack([((r - r.mean(0))**2).mean(0).sqrt() for r in rows])
-    d.test_refit(refit)
+        means = torch.stack([r.mean(0) for r in rows])
+        return means, torch.stack([((r - r.mean(0))**2).mean(0).sqrt() for r in rows])
+    planning.test_refit(refit)
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (make_refit(largest=False), "largest returns, each row its own"), (make_refit(own=False), "largest returns, each row its own"),
-    (make_refit(correction=1), "root of the mean square"), (make_refit(square=True), "root of the mean square"),
-    (flat, "largest returns, each row its own"), (lambda p, r, e: (p.mean(1), p.std(1, correction=0)), "largest returns, each row its own")])
+    (make_refit(largest=False), "largest returns, each row its own"),
+    (make_refit(own=False), "largest returns, each row its own"),
+    (make_refit(correction=1), "root of the mean square"),
+    (make_refit(square=True), "root of the mean square"),
+    (flat, "largest returns, each row its own"),
+    (lambda p, r, e: (p.mean(1), p.std(1, correction=0)), "largest returns, each row its own")])
 def test_a_wrong_refit_is_told(wrong, message):
-    with pytest.raises(CheckFailed, match=message): d.test_refit(wrong)
+    with pytest.raises(CheckFailed, match=message): planning.test_refit(wrong)

@@ -24,7 +24,8 @@ def test_a_chapter_has_exercises_with_everything_that_belongs_to_one(path):
     cells = read(path)["cells"]
     text = "\n\n".join(source(cell) for cell in cells if cell["cell_type"] == "markdown")
     parts = re.split(r"^#{3,4} (?=Exercise \d)", text, flags=re.M)[1:]
-    assert len(parts) >= 5 and len(exercises(cells)) >= 5
+    enough = 5 if path.stem[2] == "_" else 1  # 05b goes on where 05 ends
+    assert len(parts) >= enough and len(exercises(cells)) >= enough
     assert [int(re.match(r"Exercise (\d+)", part)[1]) for part in parts] == list(range(1, len(parts) + 1))
     for part in parts:
         part = re.split(r"^#{1,4} ", part, maxsplit=1, flags=re.M)[0]

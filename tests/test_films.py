@@ -6,7 +6,8 @@ import torch
 
 import worldmodels.films as f
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, score
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.envs import LocalEnv
 from worldmodels.rollouts import run_episodes
 from worldmodels.tools.games import CAR_RACING

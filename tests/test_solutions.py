@@ -10,7 +10,8 @@ from solutions.evaluate import EvaluateCommand
 from solutions.ppo import PPOCommand
 from solutions.publish import PublishSettings, drawing, with_heads
 from solutions.settings import CompareSettings, Sections, StudySettings, TrainSettings
-from worldmodels.mdn_rnn import MDNRNN, MDNRNNSettings
+from worldmodels.dynamics_settings import MDNRNNSettings
+from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from solutions.transformer import Permuted, nll_by_context
 from worldmodels import transformer
 from worldmodels.attention_maps import attention_maps
-from worldmodels.controller import controller_inputs
+from worldmodels.carry_over import controller_inputs
 from worldmodels.dynamics_settings import MDNRNNSettings, TraDESettings, TransformerSettings, ViTWMSettings
 from worldmodels.mdn_rnn import MDNRNN, MixtureHead, held_out_nll, open_loop, train_dynamics
 from worldmodels.tools.check import CheckFailed
@@ -19,7 +19,7 @@ from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, save_model
 from worldmodels.transformer import (ClipLoss, DensityHead, TraDE, TransformerMDN, ViTWM, apply_rope, patches,
                                      ring_mask, stop_gradient, window_mask)
-from worldmodels.vae import Latents
+from worldmodels.tools.encoding import Latents
 from worldmodels.vit_training import clips, train_vit_wm
 
 COMMON = dict(latent=5, action_dim=2, components=3, reward=True, done=True)

@@ -24,7 +24,8 @@ from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import WorldModel, data
 from worldmodels.attention_maps import attention_maps
 from worldmodels.transformer import TransformerMDN
-from worldmodels.vae import encode_frames, latent_sliders
+from worldmodels.tools.encoding import encode_frames
+from worldmodels.tools.sliders import latent_sliders
 torch.set_num_threads(1)
 store, pretrained = RolloutStore(data("carracing") / "sample"), WorldModel.load(data("carracing")).vision
 episode, order = store.episode(0), np.arange(32)

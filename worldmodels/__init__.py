@@ -4,5 +4,5 @@ from gymnasium.envs.registration import register as _register
 __version__ = "0.1.0"
 
 for _game in ("CarRacing", "TakeCover"):  # by name: nothing is imported until a dream is made
-    _register(f"worldmodels/{_game}Dream-v0", "worldmodels.dream:DreamEnv", vector_entry_point="worldmodels.dream:DreamVectorEnv",
-              kwargs={"game": _game})
+    _register(f"worldmodels/{_game}Dream-v0", "worldmodels.dream_envs:DreamEnv",
+              vector_entry_point="worldmodels.dream_envs:DreamVectorEnv", kwargs={"game": _game})

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .controller import ControllerSettings, controllers_for, fit_linear_controller
-from .mdn_rnn import require_steps
+from .sequences import require_steps
 from .tools.world import WorldModel
 from .tools.encoding import Latents
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from .controller import ControllerSettings, controllers_for
 from .dream import Dream, DreamSettings, InitialStates, decide, rollout_returns
-from .mdn_rnn import MDNRNNSettings, require_steps, whole_episodes
+from .dynamics_settings import MDNRNNSettings
+from .sequences import require_steps, whole_episodes
 from .rollouts import Policy, held
 from .tools.check import close, equal, shape, that
 from .tools.games import TAKE_COVER

@@ -13,7 +13,7 @@ import torch
 
 from .mdn_rnn import Mixture
 from .sequences import whole_episodes
-from .vae import Latents
+from .tools.encoding import Latents
 
 # %% ../nbs/tools/nll_baselines.ipynb #e65927c8
 def gaussian_nll(guess: Callable, latents: Latents, train, episodes, seed: int = 0) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from .tools.training import step_seed
 from .tools.world import Dynamics
-from .vae import Latents
+from .tools.encoding import Latents
 
 # %% ../nbs/tools/sequences.ipynb #e4a6d64d
 def resample(latents: Latents, at, rng: torch.Generator) -> torch.Tensor:
