@@ -488,8 +488,9 @@ def test_actions_that_are_not_ms_are_refused(width, words):
 # The command, from Python
 
 def test_m_is_trained_into_a_folder_that_is_made(tmp_path):
-    make_latents((30, 40, 20)).save(tmp_path / "latents.safetensors")
-    s = TrainSettings(latents=str(tmp_path / "latents.safetensors"), dynamics=SMALL, dynamics_fit=FIT, window=8)
+    path = tmp_path / "latents.safetensors"
+    make_latents((30, 40, 20), latent=32, action_dim=3).save(path)
+    s = TrainSettings(latents=str(path), dynamics=MDNRNNSettings(hidden=8), dynamics_fit=FIT, window=8)
     folder = tmp_path / "runs" / "m"
     model, again = learn_alone(folder, s), learn_alone(folder, s)  # the second is the first, loaded
     assert isinstance(model, MDNRNN) and (folder / "dynamics.safetensors").exists()
@@ -497,5 +498,6 @@ def test_m_is_trained_into_a_folder_that_is_made(tmp_path):
 
 
 def test_latents_that_are_missing_leave_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError): learn_alone(tmp_path / "m", TrainSettings(latents=str(tmp_path / "none")))
+    s = TrainSettings(latents=str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError): learn_alone(tmp_path / "m", s)
     assert not (tmp_path / "m").exists()
