@@ -19,7 +19,8 @@ from torch import nn
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, score_policy, summary
 from worldmodels.doom import C_DOOM, Runner
 from worldmodels.tools.games import TAKE_COVER
-from worldmodels.dream import DreamFitness, InitialStates, game_dreams
+from worldmodels.dream import DreamFitness, InitialStates
+from worldmodels.dream_envs import game_dreams
 from worldmodels.dynamics_settings import MDNRNNSettings
 from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.ppo import load_ppo

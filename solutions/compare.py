@@ -22,7 +22,6 @@ from worldmodels.latents import smooth_rewards
 from worldmodels.mdn_rnn import dynamics_loss, held_out_nll, train_dynamics
 from worldmodels.sequences import windows
 from worldmodels.nll_baselines import linear_nll, noise_nll, repeat_nll
-from worldmodels.envs import choose_backend
 from worldmodels.rollouts import HELD_OUT
 from worldmodels.tools.settings import claim_run_folder, load, write_json
 from worldmodels.tools.store import RolloutStore

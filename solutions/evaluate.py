@@ -19,8 +19,8 @@ import numpy as np
 
 from worldmodels.controller import ControllerSettings, controllers_for, score, score_policy, summary
 from worldmodels.controller_files import load_controller
-from worldmodels.dream import DreamFitness, DreamSettings, InitialStates
-from worldmodels.dream_envs import find_initial_states
+from worldmodels.dream import DreamFitness, DreamSettings
+from worldmodels.dream_envs import find_initial_states, initial_states_from_picture
 from worldmodels.envs import has_envpool
 from worldmodels.films import film_episode, watch
 from worldmodels.planning import Planner, PlanSettings
@@ -118,7 +118,7 @@ def evaluate_dream(folder: Path, world: WorldModel, settings: ControllerSettings
     that `dreaming` needs, FileNotFoundError where there are no first frames.
     """
     seeds, repeat = held_out(s), world.dynamics.action_repeat
-    starts = InitialStates.from_picture(world, start) if start else find_initial_states(folder, world)
+    starts = initial_states_from_picture(world, start) if start else find_initial_states(folder, world.vision)
     returns = DreamFitness(world, starts, settings, dreaming)(params[None], seeds)[0]
     report = facts(world.game, seeds, repeat * dreaming.max_steps)
     report |= {"dream": asdict(dreaming), "action_repeat": repeat,
@@ -131,7 +131,7 @@ def evaluate_plan(folder: Path, world: WorldModel, s: EvaluateSettings, plan: Pl
     """Write `folder`/plan.json: the returns of planning in M on the official environment, and its cost a
     step."""
     seeds, planner, official = held_out(s), Planner(world, plan), world.game.backends[-1]
-    returns = score_policy(planner, seeds, world.game, official, s.max_steps, size=world.vision.size)
+    returns = score_policy(planner, seeds, official, s.max_steps, size=world.vision.size, game=world.game)
     cost = {"ms_a_step": round(1000 * planner.seconds / planner.acted, 2),
             "dreamt_steps_a_step": planner.dreamt / planner.acted}
     report = facts(world.game, seeds, s.max_steps, official) | {"plan": asdict(plan), "cost": cost}

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 
-from solutions.settings import M_FIELDS, TrainSettings, command, open_run, open_store
-from solutions.vae import learn_vision
 from worldmodels.latents import apply_action_repeat
 from worldmodels.dynamics_settings import MDNRNNSettings
 from worldmodels.mdn_rnn import MDNRNN, held_out_nll, train_dynamics
@@ -45,7 +43,7 @@ def train_and_save(path: Path, model: Dynamics, latents: Latents, train: Sequenc
     path.parent.mkdir(parents=True, exist_ok=True)
     latents = apply_action_repeat(latents, model.action_repeat)
     trained = train_dynamics(model, latents, train, s.window, s.dynamics_fit, path.parent, s.seed, s.warm_up)
-    save_model(path, trained)
+    save_model(path, trained, game=s.game)
 
 
 def learn_dynamics(folder: Path, vision: Vision, store: RolloutStore, s: TrainSettings,
@@ -60,7 +58,7 @@ def learn_dynamics(folder: Path, vision: Vision, store: RolloutStore, s: TrainSe
         require_actions(store.action_dim, model)  # before the encoding, which may take an hour
         train, _ = store.split()
         train_and_save(path, model, encode(folder, vision, store), train, s)
-    return WorldModel(vision, load_model(path, Dynamics))
+    return WorldModel(vision, load_model(path, Dynamics), s.spec)
 
 
 def learn_from_latents(folder: Path, s: TrainSettings) -> Dynamics:

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from solutions.mdn_rnn import learn_alone
-from solutions.settings import TrainSettings, command, open_run, open_store
 from worldmodels.latents import spread_rewards
 from worldmodels.mdn_rnn import held_out_nll
 from worldmodels.tools.store import RolloutStore
@@ -39,7 +37,7 @@ def learn_vit_wm(folder: Path, store: RolloutStore, s: TrainSettings,
         train, _ = store.split()
         rewards = smoothed_rewards(store)
         model = train_vit_wm(store, s.vit_wm, s.vit_wm_fit, s.clip, folder, s.seed, train, start, rewards)
-        WorldModel(model, model).save(folder)
+        WorldModel(model, model, s.spec).save(folder)
     return WorldModel.load(folder)
 
 

@@ -55,6 +55,11 @@ class GameSpec:
     """where pictures come from: what `step` returns, or what `render` draws"""
     crop: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 1.0)
     """top, bottom, left and right edge of what V sees, as shares of the picture's height and width"""
+    shape: tuple[int, int] | None = None
+    """height and width of its pictures, where that is known"""
+    keys: Callable | str = ""
+    """`keys(pressed, last_action)` gives a person's action, or the place of such a function; empty: a
+    plain one"""
     fps: float = 50
     """frames a second"""
     max_steps: int = 1000
@@ -97,8 +102,10 @@ class GameSpec:
         return len(self.low)
 
     def part(self, name: str) -> dict[str, object]:
-        """The settings among `defaults` that belong to one part of a run: `part("vae")` has the fields of V."""
-        return {key.removeprefix(f"{name}."): value for key, value in self.defaults.items() if key.startswith(f"{name}.")}
+        """The settings among `defaults` that belong to one part of a run: `part("vae")` has the fields of
+        V."""
+        return {key.removeprefix(f"{name}."): value for key, value in self.defaults.items()
+                if key.startswith(f"{name}.")}
 
     @property
     def official(self) -> str:
@@ -113,6 +120,26 @@ class GameSpec:
     def require(self) -> None:
         """An ImportError that says what to install, where the game needs a package that is missing."""
         if self.requires: _place(self.requires)()
+
+    def steer(self, pressed: Sequence[str], last: np.ndarray) -> np.ndarray:
+        """The action of a person who presses some of left, right, up and down, after the action `last`:
+        (action_dim,).
+
+        By default left and right are the ends of the first number (or the first two discrete actions), up and
+        down those of the second (or the next two); nothing pressed is as near to 0 as may be (or the last
+        action again).
+        """
+        keys = _place(self.keys) if isinstance(self.keys, str) and self.keys else self.keys
+        if keys: return np.float32(keys(pressed, last))
+        if self.discrete:
+            order = [k for k, key in enumerate(("left", "right", "up", "down")) if key in pressed
+                     and k < self.action_dim]
+            return np.eye(self.action_dim, dtype=np.float32)[order[0] if order else int(np.argmax(last))]
+        action = np.zeros(self.action_dim, np.float32).clip(self.low, self.high)
+        for k, (less, more) in enumerate((("left", "right"), ("down", "up"))[:self.action_dim]):
+            if (less in pressed) != (more in pressed):
+                action[k] = self.high[k] if more in pressed else self.low[k]
+        return np.float32(action)
 
     def make_env(self, render_mode: str | None = None) -> gymnasium.Env:
         """One environment of the game, as its makers made it, in this process."""
@@ -146,7 +173,8 @@ class GameSpec:
             if np.ndim(picture) != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
                 got = f"{np.shape(picture)} {getattr(picture, 'dtype', type(picture).__name__)}"
                 raise ValueError(f"{self.name}'s pictures must be (height, width, 3) uint8, got {got}")
-        prepared = [cv2.resize(self.cut(picture), (size, size), interpolation=cv2.INTER_AREA) for picture in pictures]
+        prepared = [cv2.resize(self.cut(picture), (size, size), interpolation=cv2.INTER_AREA)
+                    for picture in pictures]
         return np.stack(prepared)
 
 # %% ../../nbs/tools/games.ipynb #6c8f7db0
@@ -163,24 +191,19 @@ def games() -> list[str]:
 
 CAR_RACING = add_game(GameSpec(
     "CarRacing", "CarRacing-v3", low=(-1.0, 0.0, 0.0), high=(1.0, 1.0, 1.0), squash="car",
-    crop=(0.0, 84 / 96, 0.0, 1.0),
-    fps=50, max_steps=1000, stuck_cost=0.1, backends=("envpool", "gymnasium"), weights="carracing"))
+    shape=(96, 96), crop=(0.0, 84 / 96, 0.0, 1.0), fps=50, max_steps=1000, stuck_cost=0.1,
+    keys="worldmodels.player:steer_car", backends=("envpool", "gymnasium"), weights="carracing"))
 
 TAKE_COVER = add_game(GameSpec(
-    "TakeCover", "VizdoomTakeCover-v1", low=(-1.0,), high=(1.0,),
-    make="worldmodels.tools.takecover:TakeCover",
-    requires="worldmodels.tools.takecover:require_vizdoom", squash="tanh",
-    crop=(0.0, 5 / 6, 0.0, 1.0), fps=35, max_steps=2100, unit="tics", backends=("vizdoom",),
-    weights="takecover",
-    dream={"temperature": 1.15, "max_steps": 2100, "done": "sample", "reward": "alive"},
+    "TakeCover", "VizdoomTakeCover-v1", low=(-1.0,), high=(1.0,), squash="tanh",
+    make="worldmodels.tools.takecover:TakeCover", requires="worldmodels.tools.takecover:require_vizdoom",
+    shape=(240, 320), crop=(0.0, 5 / 6, 0.0, 1.0), fps=35, max_steps=2100, unit="tics", backends=("vizdoom",),
+    weights="takecover", dream={"temperature": 1.15, "done": "sample", "reward": "alive"},
     defaults={
-        "collect.noise": "held", "collect.max_steps": 2100, "vae.latent": 64, "dynamics.latent": 64,
-        "dynamics.hidden": 512,
-        "dynamics.done": True, "dynamics.restart": True, "dynamics.features": "hc", "transformer.latent": 64,
-        "transformer.done": True, "trade.latent": 64, "trade.done": True, "vit_wm.latent": 64,
-        "vit_wm.reward": False,
-        "controller.bias": False, "evolve.max_steps": 2100, "evolve.patience": 0,
-        "evaluate.max_steps": 2100}))
+        "collect.noise": "held", "vae.latent": 64, "dynamics.latent": 64, "dynamics.hidden": 512,
+        "dynamics.done": True, "dynamics.restart": True, "dynamics.features": "hc",
+        "transformer.latent": 64, "transformer.done": True, "trade.latent": 64, "trade.done": True,
+        "vit_wm.latent": 64, "vit_wm.reward": False, "controller.bias": False}))
 
 # %% ../../nbs/tools/games.ipynb #493d792a
 def find_game(game: "str | GameSpec") -> GameSpec:
@@ -222,6 +245,7 @@ def _ask(name: str, env: gymnasium.Env) -> dict:
     is_picture = (isinstance(shown, gymnasium.spaces.Box) and len(shown.shape) == 3
                   and shown.shape[2] == 3 and shown.dtype == np.uint8)
     facts["pictures"] = "observation" if is_picture else "render"
+    if is_picture: facts["shape"] = shown.shape[:2]
     if not is_picture and "rgb_array" not in env.metadata.get("render_modes", ()):
         raise ValueError(f"{name} has no pictures: its observations are {shown}, and it has no render mode "
                          "rgb_array")
@@ -238,7 +262,8 @@ def _ask_actions(name: str, space: gymnasium.Space) -> dict:
     if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1:
         if not np.isfinite([space.low, space.high]).all():
             raise ValueError(f"{name}'s actions have no bounds ({space}): wrap it, so that they have some")
-        return {"low": tuple(map(float, space.low)), "high": tuple(map(float, space.high)), "squash": "bounds"}
+        return {"low": tuple(map(float, space.low)), "high": tuple(map(float, space.high)),
+                "squash": "bounds"}
     raise ValueError(f"{name}'s actions must be a Box (n,) or Discrete, not {space}")
 
 # %% ../../nbs/tools/games.ipynb #6f0dc014

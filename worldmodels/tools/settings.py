@@ -138,6 +138,7 @@ def game_flags(parser: ArgumentParser, flags: list[str]) -> list[str]:
     from worldmodels.tools.games import find_game, load_game_file  # not every command needs gymnasium
     if chosen.game_file: load_game_file(chosen.game_file)
     game = find_game(chosen.game)
+    if game is find_game(parser.get_defaults().game): return []  # what the defaults are made for
     says = {key: game.action_dim for key in known if key.endswith(".action_dim")}
     says |= {f"{part}.max_steps": game.max_steps for part in ("collect", "evolve", "evaluate", "dream")}
     says |= {"controller.squash": game.squash, **({} if game.stuck_cost else {"evolve.patience": 0})}
