@@ -1,5 +1,11 @@
 """Doom: the game behind the door, M's probability of death, the films, and the run that is killed and goes on."""
-import json, math, os, signal, subprocess, sys, time
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,20 +16,23 @@ import pytest
 import torch
 
 from solutions import doom as solution
-from worldmodels import doom, rollouts
-from worldmodels.controller import WorldModelPolicy, controllers_for
+from solutions import doom_exercises as exercises
+from solutions import doom_report
+from worldmodels import doom
+from worldmodels.controller import WorldModelPolicy, controllers_for, score_policy
 from worldmodels.controller_files import load_controller, save_controller
-from worldmodels.doom import (C_DOOM, M_DOOM, V_DOOM, RandomHoldPolicy, Runner, calibrate, done_logits,
-                              done_loss, dream_on, fire, platt, play, replay_health, survive, survive_dreams)
+from worldmodels.doom import (C_DOOM, M_DOOM, V_DOOM, RandomHoldPolicy, Runner, calibrate, done_logits, done_loss,
+                              dream_to_the_end, fire, platt, replay_health, survive_dreams)
 from worldmodels.tools.games import TAKE_COVER
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates, done_probability
-from worldmodels.films import film_clips
+from worldmodels.films import film_clips, play_episode
 from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.sequences import windows
 from worldmodels.collect import collect, record
 from worldmodels.envs import make_envs
-from worldmodels.rollouts import NoisePolicy, Policy, prepare_doom
-from worldmodels.tools.takecover import buttons
+from worldmodels.rollouts import NoisePolicy, Policy
+from worldmodels.tools import takecover
+from worldmodels.tools.takecover import buttons, doom_game
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, data, load_tensors
@@ -37,7 +46,7 @@ SMALL = replace(M_DOOM, latent=8, hidden=16, components=2)
 @pytest.fixture(scope="module")
 def world() -> WorldModel:
     torch.manual_seed(0)
-    return WorldModel(VAE(replace(V_DOOM, latent=8)).eval(), MDNRNN(SMALL).eval())
+    return WorldModel(VAE(replace(V_DOOM, latent=8)).eval(), MDNRNN(SMALL).eval(), TAKE_COVER)
 
 
 @pytest.fixture
@@ -50,6 +59,14 @@ def envs():
         return made[-1]
     yield make
     for e in made: e.close()
+
+
+def survive(policy, seeds, max_steps=2100, rows=32):
+    """Tics that a policy survives in the game."""
+    return score_policy(policy, seeds, "fast", max_steps, rows, game=TAKE_COVER)
+
+
+def prepare(screen, size=64): return TAKE_COVER.prepare([screen], size)[0]
 
 
 def numbers(world, seed=0): return np.random.default_rng(seed).normal(size=controllers_for(world, C_DOOM).dimension) * 0.3
@@ -109,14 +126,14 @@ def test_the_status_bar_leaves_no_trace():
     screen = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     without = screen.copy()
     without[400:] = 0
-    np.testing.assert_array_equal(prepare_doom(screen), prepare_doom(without))
-    assert prepare_doom(screen, 32).shape == (32, 32, 3)
+    np.testing.assert_array_equal(prepare(screen), prepare(without))
+    assert prepare(screen, 32).shape == (32, 32, 3)
     rows = np.broadcast_to(np.arange(240, dtype=np.uint8)[:, None, None], (240, 320, 3))
-    assert abs(int(prepare_doom(rows)[-1, 0, 0]) - 198) <= 2
+    assert abs(int(prepare(rows)[-1, 0, 0]) - 198) <= 2
 
 
 def test_games_are_recorded_and_health_can_be_replayed(tmp_path):
-    store = RolloutStore.create(tmp_path / "store", TAKE_COVER, 64, 1)
+    store = RolloutStore.create(tmp_path / "store", TAKE_COVER.env_id, 64, 1)
     collect(store, NoisePolicy("held", 400), 2, max_steps=400, rows=2)
     for e in store.episodes():
         health = replay_health(e.seed, e.actions)
@@ -158,8 +175,8 @@ def test_a_runner_turns_in_time():
 
 
 def test_vizdoom_missing_names_the_package_and_spares_the_others(monkeypatch):
-    monkeypatch.setattr(rollouts, "find_spec", lambda name: None if name == "vizdoom" else True)
-    for call in (lambda: make_envs(TAKE_COVER, [1]), rollouts.doom_game, lambda: survive(NoisePolicy(), [1])):
+    monkeypatch.setattr(takecover, "find_spec", lambda name: None if name == "vizdoom" else True)
+    for call in (lambda: make_envs(TAKE_COVER, [1]), doom_game, lambda: survive(NoisePolicy(), [1])):
         with pytest.raises(ImportError, match="VizDoom is not installed: `pip install vizdoom`.*every other chapter works"): call()
     assert len(make_envs(seeds=[1])) == 1
 
@@ -174,13 +191,13 @@ def test_vizdoom_that_does_not_start_says_so(monkeypatch):
     import vizdoom
     def broken(self): raise vizdoom.ViZDoomErrorException("no room")
     monkeypatch.setattr(vizdoom.DoomGame, "init", broken)
-    with pytest.raises(RuntimeError, match="does not start .*no room.*force-reinstall vizdoom"): rollouts.doom_game()
+    with pytest.raises(RuntimeError, match="does not start .*no room.*force-reinstall vizdoom"): doom_game()
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks into /proc")
 def test_games_leave_with_their_parent(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("import os, signal\nfrom worldmodels.rollouts import make_envs\nenvs = make_envs('VizdoomTakeCover-v1', [1, 2])\n"
+    script.write_text("import os, signal\nfrom worldmodels.envs import make_envs\nenvs = make_envs('VizdoomTakeCover-v1', [1, 2])\n"
                       "envs.reset()\nprint(*[w.process.pid for w in envs.workers], flush=True)\nos.kill(os.getpid(), signal.SIGKILL)\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     workers = {int(pid) for pid in done.stdout.split()}
@@ -204,7 +221,7 @@ def test_games_leave_with_their_parent(tmp_path):
 def test_counts_are_the_papers():
     count = lambda model: sum(p.numel() for p in model.parameters() if p.requires_grad)
     v, m = VAE(V_DOOM), MDNRNN(M_DOOM)
-    assert (count(v), count(m), controllers_for(WorldModel(v, m), C_DOOM).dimension) == (4_446_915, 1_678_785, 1_088)
+    assert (count(v), count(m), controllers_for(WorldModel(v, m, TAKE_COVER), C_DOOM).dimension) == (4_446_915, 1_678_785, 1_088)
 
 
 def test_fire_is_counted():
@@ -287,7 +304,7 @@ def test_calibration_is_folded_into_the_head():
 def test_a_dream_is_followed_to_its_end_and_agrees_with_the_fitness(world):
     starts, settings = InitialStates(torch.zeros(3, 8), torch.zeros(3, 8)), DreamSettings(max_steps=12, reward="alive")
     params = numbers(world)
-    z, logits = dream_on(world, C_DOOM, params, starts, settings, [5, 6])
+    z, logits = dream_to_the_end(world, C_DOOM, params, starts, settings, [5, 6])
     assert z.shape == (13, 2, 8) and logits.shape == (12, 2)
     returns = DreamFitness(world, starts, C_DOOM, settings)(params[None], [5, 6])[0]
     np.testing.assert_array_equal(doom.survived(logits > 0).numpy(), returns)
@@ -303,7 +320,8 @@ def test_blind_players_dream_alone_and_as_long_as_their_actions_let_them(world):
 
 def slow_world(repeat=4) -> WorldModel:
     torch.manual_seed(0)
-    return WorldModel(VAE(replace(V_DOOM, latent=8)).eval(), MDNRNN(replace(SMALL, action_repeat=repeat)).eval())
+    return WorldModel(VAE(replace(V_DOOM, latent=8)).eval(), MDNRNN(replace(SMALL, action_repeat=repeat)).eval(),
+                      TAKE_COVER)
 
 
 def test_a_blind_player_acts_at_every_tic_of_a_longer_step():
@@ -334,7 +352,7 @@ def test_windows_are_told_in_tics(monkeypatch, tmp_path):
     for name, stand_in in {"train_dynamics": train, "encode": lambda *a: dying(), "examine": lambda *a: {}, "usable": lambda *a: (np.arange(50), np.arange(50, 60))}.items():
         monkeypatch.setattr(solution, name, stand_in)
     s = replace(s, vae=replace(s.vae, latent=8), dynamics=replace(SMALL, action_repeat=4), transformer=replace(s.transformer, latent=8), models=())
-    solution.learn_dynamics(tmp_path, slow_world().vision, None, s, 0)
+    solution.learn_m(tmp_path, slow_world().vision, None, s, 0)
     assert asked == [(s.window // 4, 4)] and s.window == 60
 
 
@@ -361,7 +379,7 @@ def test_the_player_in_data_outlives_in_its_dream_one_that_stands_still():
 
 
 def test_a_game_is_played_and_filmed(world, tmp_path):
-    screens, episode = play(world, C_DOOM, numbers(world), 3, 40)
+    screens, episode = play_episode(world, C_DOOM, numbers(world), 3, 40)
     assert len(screens) == len(episode.frames) == 41 and screens[0].shape == (200, 320, 3)
     np.testing.assert_array_equal(cv(screens[7]), episode.frames[7])
     path = film_clips(tmp_path / "both.mp4", {"the game": screens, "the dream": np.zeros((20, 64, 64, 3))})
@@ -419,7 +437,7 @@ def test_a_run_leaves_a_table_a_figure_films_and_a_report(whole):
                  "seed-0/m.json", "seed-0/tau-1.15/controller.safetensors", "seed-0/tau-1.15/evolution.jsonl", "cheat-tau-0.1-both.mp4"):
         assert (whole / name).exists(), name
     report = json.loads((whole / "report.json").read_text())
-    assert report["environment"] == TAKE_COVER and report["seeds"][0] >= 200_000 and [c["done"] for c in report["cells"]] == ["sample", "threshold"]
+    assert report["environment"] == TAKE_COVER.env_id and report["seeds"][0] >= 200_000 and [c["done"] for c in report["cells"]] == ["sample", "threshold"]
     cell = report["cells"][0]
     assert len(cell["game"]["tics"]) == 2 and cell["tau"] == 1.15 and max(cell["game"]["tics"]) <= 60 and cell["generations"] == 2
     assert all(t % 4 == 0 and 4 <= t <= 60 for t in cell["dream"]["tics"])
@@ -509,29 +527,29 @@ def test_calibration_is_judged_on_the_half_it_was_not_fitted_on():
 # Exercises 6 to 8
 
 def test_health_is_read_off_a_memory(world, tmp_path):
-    store = RolloutStore.create(tmp_path / "store", TAKE_COVER, 64, 1)
+    store = RolloutStore.create(tmp_path / "store", TAKE_COVER.env_id, 64, 1)
     collect(store, NoisePolicy("held", 120), 4, max_steps=120, rows=4)
-    found = solution.health_in_memory(world, store, encode_store(world.vision, store))
+    found = exercises.health_in_memory(world, store, encode_store(world.vision, store))
     assert set(found) == {"tic", "tic and z", "tic, z and memory"} and all(v <= 1 for v in found.values())
 
 
 def test_a_linear_fit_scores_one_on_a_line():
     x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
     train = torch.arange(500) < 400
-    assert solution.r_squared(x, x @ torch.tensor([1.0, -2.0, 0.5]) + 3, train) > 0.999
-    assert solution.r_squared(x, torch.randn(500, generator=torch.Generator().manual_seed(1)), train) < 0.1
+    assert exercises.r_squared(x, x @ torch.tensor([1.0, -2.0, 0.5]) + 3, train) > 0.999
+    assert exercises.r_squared(x, torch.randn(500, generator=torch.Generator().manual_seed(1)), train) < 0.1
 
 
 def test_fire_is_measured_for_each_temperature_and_in_the_game(world):
     starts, settings = InitialStates(torch.zeros(2, 8), torch.zeros(2, 8)), DreamSettings(max_steps=5, reward="alive", done="never")
-    found = solution.fire_by_temperature(world, starts, settings, (0.5, 1.0), range(2), every=4)
+    found = exercises.fire_by_temperature(world, starts, settings, (0.5, 1.0), range(2), every=4)
     assert [*found] == [0.5, 1.0, "game"] and all(len(v) == 2 and 0 <= min(v) and max(v) <= 1 for v in found.values())
 
 
 def test_ages_are_compared_among_those_who_live():
-    assert solution.by_age([np.array([0.0, 1, 1, 1]), np.array([0.0, 2])], 2) == [0.75, 1.0]
+    assert exercises.by_age([np.array([0.0, 1, 1, 1]), np.array([0.0, 2])], 2) == [0.75, 1.0]
     logits = torch.tensor([[-9.0, -9], [-9, 9], [9, -9]])
-    assert solution.lives(logits, DreamSettings(done="threshold")).tolist() == [3, 2] and solution.lives(logits, DreamSettings(done="never")).tolist() == [3, 3]
+    assert doom_report.lives(logits, DreamSettings(done="threshold")).tolist() == [3, 2] and doom_report.lives(logits, DreamSettings(done="never")).tolist() == [3, 3]
 
 
 def test_a_fading_dream_pays_what_drawn_deaths_pay_in_the_mean(world):
@@ -539,21 +557,21 @@ def test_a_fading_dream_pays_what_drawn_deaths_pay_in_the_mean(world):
     starts = InitialStates(torch.zeros(2, 8), torch.zeros(2, 8))
     settings, params = DreamSettings(max_steps=60, done="sample", done_weight=5.0, reward="alive"), np.stack([numbers(world), numbers(world, 1)])
     drawn = DreamFitness(world, starts, C_DOOM, settings)(params, range(3000))
-    faded = solution.FadingFitness(world, starts, C_DOOM, settings)(params, range(3000))
+    faded = exercises.FadingFitness(world, starts, C_DOOM, settings)(params, range(3000))
     error = 4 * drawn.std(1) / math.sqrt(3000)
     missing = drawn.mean(1) - faded.mean(1)  # what the last 5 % would have paid
     assert (-error < missing).all() and (missing < error + 0.05 * 60).all(), (drawn.mean(1), faded.mean(1))
-    assert solution.luck(faded) < 0.7 * solution.luck(drawn)
+    assert exercises.luck(faded) < 0.7 * exercises.luck(drawn)
     assert 2 < drawn.mean() < 50, drawn.mean()  # neither rule is idle here
 
 
 def test_luck_is_what_candidate_and_seed_leave_open():
     rng = np.random.default_rng(0)
     explained = rng.normal(size=(30, 1)) * 5 + rng.normal(size=(1, 400)) * 9
-    assert solution.luck(explained) < 1e-9
-    np.testing.assert_allclose(solution.luck(explained + 2 * rng.normal(size=(30, 400))), 2, rtol=0.03)
+    assert exercises.luck(explained) < 1e-9
+    np.testing.assert_allclose(exercises.luck(explained + 2 * rng.normal(size=(30, 400))), 2, rtol=0.03)
 
 
 def test_luck_is_told_for_both_rules(world):
-    found = solution.luck_by_rule(world, InitialStates(torch.zeros(2, 8), torch.zeros(2, 8)), DreamSettings(max_steps=5, reward="alive"), numbers(world), candidates=2, seeds=range(3))
+    found = exercises.luck_by_rule(world, InitialStates(torch.zeros(2, 8), torch.zeros(2, 8)), DreamSettings(max_steps=5, reward="alive"), numbers(world), candidates=2, seeds=range(3))
     assert [*found] == ["sample", "fading"] and all({"mean", "luck", "steps"} == {*row} for row in found.values())

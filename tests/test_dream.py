@@ -18,7 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from worldmodels import dream_envs, planning
 from worldmodels.carry_over import controller_inputs
 from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for,
-                                    evolve)
+                                    evolve, score_policy)
 from worldmodels.controller_files import save_controller
 from worldmodels.dream import Dream, DreamFitness, DreamSettings, InitialStates
 from worldmodels.dream_envs import DreamEnv, DreamVectorEnv, initial_states_from_picture
@@ -27,10 +27,11 @@ from worldmodels.leak import (at_temperatures, divergence_step, draw_leak, film_
                               predicted_rewards, rank_correlation, rank_interval)
 from worldmodels.dynamics_settings import MDNRNNSettings
 from worldmodels.mdn_rnn import MDNRNN, held_out_nll, train_dynamics
-from worldmodels.planning import Planner, PlanSettings, drive
-from worldmodels.player import STEER, Player, steer
+from worldmodels.planning import Planner, PlanSettings
+from worldmodels.player import STEER, Player, steer_car
 from worldmodels.envs import Envs, make_envs
 from worldmodels.rollouts import run_episodes
+from worldmodels.tools.games import TAKE_COVER
 from worldmodels.tools.rng import GOLDEN, CounterRNG, splitmix64
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import FitSettings
@@ -41,6 +42,7 @@ from worldmodels.tools.encoding import Latents
 from worldmodels.vae import VAE, VAESettings
 
 ROOT = Path(__file__).parents[1]
+GAMES = {3: "CarRacing", 1: "TakeCover"}
 CAR, DOOM = "worldmodels/CarRacingDream-v0", "worldmodels/TakeCoverDream-v0"
 
 
@@ -51,7 +53,7 @@ def make_world(action_dim=3, seed=0, **settings) -> WorldModel:
     with torch.no_grad():
         for p in m.parameters(): p.mul_(2)  # so that memory, actions and luck matter
         m.lstm.bias_hh_l0.zero_()
-    return WorldModel(VAE(VAESettings(latent=4)).eval(), m.eval())
+    return WorldModel(VAE(VAESettings(latent=4)).eval(), m.eval(), GAMES.get(action_dim))
 
 
 @pytest.fixture(scope="module")
@@ -164,22 +166,22 @@ def test_a_share_of_the_dreams_begins_at_first_frames(share):
 def test_a_picture_is_a_start(world, tmp_path):
     frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "frame.png"), frame[..., ::-1])
-    starts = initial_states_from_picture(world.vision, tmp_path / "frame.png")
+    starts = initial_states_from_picture(world, tmp_path / "frame.png")
     mu, _ = world.vision.encode(torch.from_numpy(frame[None]))
     torch.testing.assert_close(starts.mu, mu.detach(), atol=0.05, rtol=0.05)
     car = np.concatenate([np.full((84, 96, 3), 90, np.uint8), np.full((12, 96, 3), 255, np.uint8)])
     cv2.imwrite(str(tmp_path / "car.png"), car)
     grey, _ = world.vision.encode(torch.full((1, 64, 64, 3), 90, dtype=torch.uint8))
-    starts = initial_states_from_picture(world.vision, tmp_path / "car.png")
+    starts = initial_states_from_picture(world, tmp_path / "car.png")
     torch.testing.assert_close(starts.mu, grey.detach(), atol=0.05, rtol=0.05)
 
 
 def test_what_is_no_picture_is_refused(world, tmp_path):
     with pytest.raises(FileNotFoundError, match="no picture at"):
-        initial_states_from_picture(world.vision, tmp_path / "none.png")
+        initial_states_from_picture(world, tmp_path / "none.png")
     (tmp_path / "text.png").write_text("not a picture")
     with pytest.raises(ValueError, match="is no picture"):
-        initial_states_from_picture(world.vision, tmp_path / "text.png")
+        initial_states_from_picture(world, tmp_path / "text.png")
 
 
 @pytest.mark.parametrize("mu, logvar", [((0, 4), (0, 4)), ((3, 4), (3, 5)), ((4,), (4,))])
@@ -607,7 +609,7 @@ def test_coarser_steps_keep_returns_ends_and_every_fourth_latent():
 def slow_world() -> WorldModel:
     torch.manual_seed(0)
     m = MDNRNN(MDNRNNSettings(latent=4, hidden=8, reward=True, action_repeat=4))
-    return WorldModel(VAE(VAESettings(latent=4)).eval(), m.eval())
+    return WorldModel(VAE(VAESettings(latent=4)).eval(), m.eval(), "CarRacing")
 
 
 def test_m_learns_only_from_steps_of_its_own_length(tmp_path):
@@ -750,7 +752,7 @@ def test_a_policy_is_driven_in_groups(monkeypatch):
 
     monkeypatch.setattr(planning, "make_envs", make_envs)
     planner = Planner(make_world(), PlanSettings(horizon=2, hold=2, candidates=4, elites=2, rounds=1))
-    returns = drive(planner, range(5), rows=2, max_steps=3)
+    returns = score_policy(planner, range(5), rows=2, max_steps=3)
     assert returns.tolist() == [3.0] * 5 and [len(envs) for envs in made] == [2, 2, 1]
 
 
@@ -758,13 +760,13 @@ def test_a_policy_is_driven_in_groups(monkeypatch):
 
 def test_the_wheel_turns_gradually_and_gas_at_once():
     action = np.zeros(3, np.float32)
-    for _ in range(3): action = steer(["left", "up"], action)
+    for _ in range(3): action = steer_car(["left", "up"], action)
     np.testing.assert_allclose(action, [-3 * STEER, 0.6, 0], atol=1e-6)
-    for _ in range(50): action = steer(["left", "down"], action)
+    for _ in range(50): action = steer_car(["left", "down"], action)
     np.testing.assert_allclose(action, [-1, 0, 0.8], atol=1e-6)
-    for _ in range(50): action = steer([], action)
+    for _ in range(50): action = steer_car([], action)
     np.testing.assert_allclose(action, [0, 0, 0], atol=1e-6)
-    assert steer(["right"], np.zeros(1, np.float32)).tolist() == [1.0]
+    assert TAKE_COVER.steer(["right"], np.zeros(1, np.float32)).tolist() == [1.0]
 
 
 def test_a_player_dreams_and_c_may_take_over(world, starts, tmp_path):
@@ -799,7 +801,7 @@ def test_a_player_takes_the_controller_of_its_folder(world, tmp_path):
 @pytest.mark.timing
 def test_a_population_dreams_much_faster_than_one_drawn_dream():
     torch.manual_seed(0)
-    world = WorldModel(VAE().eval(), MDNRNN(MDNRNNSettings(reward=True)).eval())
+    world = WorldModel(VAE().eval(), MDNRNN(MDNRNNSettings(reward=True)).eval(), "CarRacing")
     starts = InitialStates(torch.zeros(1, 32), torch.zeros(1, 32))
     fitness = DreamFitness(world, starts, ControllerSettings(), replace(NEVER, max_steps=60))
     env = DreamEnv(world=world, starts=starts, observe="frame", done="never")
