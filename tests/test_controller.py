@@ -18,6 +18,7 @@ from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.envs import Envs, make_envs
 from worldmodels.rollouts import HELD_OUT, TRAINING, VALIDATION, Policy, RoadFollower, run_episodes
 from worldmodels.tools.training import read_lines
+from worldmodels.tools.games import CAR_RACING
 from worldmodels.tools.world import WorldModel
 from worldmodels.tools.encoding import encode_frames
 from worldmodels.vae import VAE, VAESettings
@@ -29,7 +30,8 @@ C = ControllerSettings()
 def world() -> WorldModel:
     """An untrained V and M, small."""
     torch.manual_seed(0)
-    return WorldModel(VAE(VAESettings(latent=4)).eval(), MDNRNN(MDNRNNSettings(latent=4, hidden=8)).eval())
+    return WorldModel(VAE(VAESettings(latent=4)).eval(), MDNRNN(MDNRNNSettings(latent=4, hidden=8)).eval(),
+                      "CarRacing")
 
 
 def numbers(world: WorldModel, count: int = 1, settings: ControllerSettings = C, seed: int = 0) -> np.ndarray:
@@ -72,7 +74,7 @@ def test_the_car_stands_on_no_brake_before_anything_is_learnt():
 
 def test_clipping_is_no_tanh():
     raw = torch.tensor([[0.5, 0.5, 0.5], [-3.0, -3.0, -3.0], [3.0, 3.0, 3.0]])
-    assert c.SQUASHES["clip"](raw).tolist() == [[0.5, 0.5, 0.5], [-1, 0, 0], [1, 1, 1]]
+    assert c.SQUASHES["clip"](raw, *c.action_bounds(CAR_RACING)).tolist() == [[0.5, 0.5, 0.5], [-1, 0, 0], [1, 1, 1]]
 
 
 @pytest.mark.parametrize("change", [dict(hidden=-1), dict(squash="sigmoid")])
@@ -178,7 +180,7 @@ class Counted(Slides):
 
     def __init__(self, game, seeds, size, backend):
         super().__init__(game, seeds, size)
-        self.log.append(("made", game, [*seeds], size, backend))
+        self.log.append(("made", self.game.name, [*seeds], size, backend))
 
     def reseed(self, seeds):
         super().reseed(seeds)
@@ -194,7 +196,9 @@ class Counted(Slides):
 class Straight(Policy):
     name = "straight"
 
-    def act(self, frames, rows): return np.zeros((len(rows), 3))
+    def act(self, frames, rows): return np.zeros((len(rows), self.width))
+
+    def start(self, envs): self.width = envs.game.action_dim
 
 
 @pytest.fixture
@@ -209,9 +213,9 @@ def counted(monkeypatch):
 
 
 def test_batches_share_environments_and_torch_gives_way(counted, capsys):
-    returns, lengths = c.score_policy(Straight(), range(5), "b", 100, rows=2, game="g", return_lengths=True)
-    assert counted == [("made", "g", [0, 1], 64, "b"), ("reseeded", [2, 3]), ("closed", 2),
-                       ("made", "g", [4], 64, "b"), ("closed", 2)]
+    returns, lengths = c.score_policy(Straight(), range(5), "b", 100, rows=2, game="TakeCover", return_lengths=True)
+    assert counted == [("made", "TakeCover", [0, 1], 64, "b"), ("reseeded", [2, 3]), ("closed", 2),
+                       ("made", "TakeCover", [4], 64, "b"), ("closed", 2)]
     assert returns.tolist() == lengths.tolist() == [3, 5, 3, 5, 3] and torch.get_num_threads() == 4
     assert "straight on b: 100%" in capsys.readouterr().err
 
@@ -226,9 +230,9 @@ def test_a_loop_that_fails_closes_its_environments_and_gives_the_threads_back(co
 
 
 def test_a_fitness_drives_its_population_in_one_batch_without_a_bar(world, counted, capsys):
-    fitness = RealFitness(world, C, backend="b", game="g")
+    fitness = RealFitness(world, C, backend="b")
     fitness(numbers(world, 2), [3, 4, 5])
-    assert counted == [("made", "g", [3, 4, 5, 3, 4, 5], 64, "b"), ("closed", 2)]
+    assert counted == [("made", "CarRacing", [3, 4, 5, 3, 4, 5], 64, "b"), ("closed", 2)]
     assert fitness.steps == 3 + 5 + 7 + 9 + 11 + 13 and not capsys.readouterr().err
 
 

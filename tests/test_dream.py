@@ -15,10 +15,10 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from worldmodels import dream_envs, planning
+from worldmodels import dream_envs
 from worldmodels.carry_over import controller_inputs
 from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for,
-                                    evolve, score_policy)
+                                    evolve)
 from worldmodels.controller_files import save_controller
 from worldmodels.dream import Dream, DreamFitness, DreamSettings, InitialStates
 from worldmodels.dream_envs import DreamEnv, DreamVectorEnv, initial_states_from_picture
@@ -31,7 +31,7 @@ from worldmodels.planning import Planner, PlanSettings
 from worldmodels.player import STEER, Player, steer_car
 from worldmodels.envs import Envs, make_envs
 from worldmodels.rollouts import run_episodes
-from worldmodels.tools.games import TAKE_COVER
+from worldmodels.tools.games import TAKE_COVER, GameSpec
 from worldmodels.tools.rng import GOLDEN, CounterRNG, splitmix64
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.training import FitSettings
@@ -503,9 +503,9 @@ def test_missing_pretrained_weights_are_named(monkeypatch, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_ppo_agent_trains_in_it(world, starts):
-    sb3, baselines = pytest.importorskip("stable_baselines3"), pytest.importorskip("worldmodels.baselines")
+    sb3, ppo = pytest.importorskip("stable_baselines3"), pytest.importorskip("worldmodels.ppo")
     dreams = DreamVectorEnv(4, world=world, starts=starts, done="sample", max_steps=20)
-    envs = baselines.as_sb3_vec_env(dreams)
+    envs = ppo.as_sb3_vec_env(dreams)
     agent = sb3.PPO("MlpPolicy", envs, n_steps=32, batch_size=64, n_epochs=2, seed=0, device="cpu")
     before = [p.clone() for p in agent.policy.parameters()]
     agent.learn(384)
@@ -705,12 +705,15 @@ class Steered(WorldModel):
         super().__init__(plain.vision, m)
 
 
+STILL = GameSpec("Still", "still", low=(-1.0,) * 3, high=(1.0,) * 3)
+
+
 class Still(Envs):
     """Grey frames; row k ends after 4 + k steps; remembers what was done."""
 
     def __init__(self, n):
-        super().__init__("still", list(range(n)), 64)
-        self.action_space, self.done = gymnasium.spaces.Box(-1, 1, (3,)), []
+        super().__init__(STILL, list(range(n)), 64)
+        self.done = []
 
     def _frames(self, rows): return np.full((len(rows), 64, 64, 3), 100, np.uint8)
     def _reset(self):
@@ -743,17 +746,6 @@ def test_impossible_plans_are_refused(change):
 def test_planning_needs_a_reward_head():
     with pytest.raises(ValueError, match="no reward head"): Planner(make_world(reward=False))
 
-
-def test_a_policy_is_driven_in_groups(monkeypatch):
-    made = []
-    def make_envs(seeds, size, backend):
-        made.append(Still(len(seeds)))
-        return made[-1]
-
-    monkeypatch.setattr(planning, "make_envs", make_envs)
-    planner = Planner(make_world(), PlanSettings(horizon=2, hold=2, candidates=4, elites=2, rounds=1))
-    returns = score_policy(planner, range(5), rows=2, max_steps=3)
-    assert returns.tolist() == [3.0] * 5 and [len(envs) for envs in made] == [2, 2, 1]
 
 
 # ---- the player, without a browser

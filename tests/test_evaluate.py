@@ -28,7 +28,7 @@ def run(tmp_path) -> Path:
     """A run folder whose V, M and C have learnt nothing."""
     torch.manual_seed(0)
     folder = tmp_path / "run"
-    WorldModel(VAE(VAESettings(latent=4)), MDNRNN(MDNRNNSettings(latent=4, hidden=8))).save(folder)
+    WorldModel(VAE(VAESettings(latent=4)), MDNRNN(MDNRNNSettings(latent=4, hidden=8)), "CarRacing").save(folder)
     save_controller(folder / "controller.safetensors", ControllerSettings(), np.zeros(WIDTH))
     return folder
 
@@ -60,7 +60,7 @@ def test_the_report_names_what_it_takes_to_repeat_it(run, monkeypatch, quick_sco
         assert len(r["returns"]) == r["episodes"] == 50
         assert r["mean"] == round(np.mean(r["returns"]), 1) and r["sd"] == round(np.std(r["returns"]), 1)
         assert r["low"] < r["mean"] < r["high"] < r["mean"] + r["sd"]
-        assert f"{backend}: {r['mean']} ± {r['sd']} over 50 held-out tracks" in capsys.readouterr().out or backend == "envpool"
+        assert f"{backend}: {r['mean']} ± {r['sd']} over 50 held-out seeds" in capsys.readouterr().out or backend == "envpool"
 
 
 def test_the_command_is_the_one_that_was_typed(run, monkeypatch, quick_score):

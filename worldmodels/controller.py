@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SQUASHES', 'squash_car', 'linear_rows', 'squash_tanh', 'squash_bounds', 'squash_clip', 'squash_onehot',
-           'ControllerSettings', 'map_bounds', 'Controllers', 'controllers_for', 'smooth_noise', 'WorldModelPolicy',
+           'ControllerSettings', 'action_bounds', 'Controllers', 'controllers_for', 'smooth_noise', 'WorldModelPolicy',
            'EvolveSettings', 'make_cma', 'score_policy', 'RealFitness', 'candidate_costs', 'drive_generation',
            'search_is_over', 'evolve', 'bootstrap', 'summary', 'score', 'fit_linear_controller']
 
@@ -113,7 +113,7 @@ class ControllerSettings:
         one_of(self, squash=SQUASHES)
 
 # %% ../nbs/04_controller.ipynb #3d666b61
-def map_bounds(game: GameSpec) -> tuple[torch.Tensor, torch.Tensor]:
+def action_bounds(game: GameSpec) -> tuple[torch.Tensor, torch.Tensor]:
     """The smallest and the largest action of a game, each (action_dim,)."""
     return torch.tensor(game.low), torch.tensor(game.high)
 
@@ -130,7 +130,7 @@ class Controllers:
         if game is None and settings.squash in ("bounds", "clip"):
             raise ValueError(f"squash {settings.squash} needs the bounds of the game's actions: a WorldModel knows "
                              "them if it is told its game")
-        self.bounds = map_bounds(game) if game else (None, None)
+        self.bounds = action_bounds(game) if game else (None, None)
         widths = [inputs, *([settings.hidden] if settings.hidden else []), outputs]
         self.widths = list(zip(widths, widths[1:]))
         self.dimension = sum((i + settings.bias) * o for i, o in self.widths)

@@ -215,7 +215,8 @@ def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: in
     returns, lengths, since_reward = np.zeros(n), np.zeros(n, int), np.zeros(n, int)
     policy.start(envs)
     for t in range(max_steps):
-        actions = envs.game.as_taken(policy.act(frames, rows))
+        actions = policy.act(frames, rows)
+        if envs.game.discrete: actions = envs.game.as_taken(actions)  # 1 for the one that is pressed
         next_frames, rewards, terminated, truncated = envs.step_rows(actions, rows)
         if t + 1 == max_steps: truncated = ~terminated
         if on_step: on_step(rows, frames, actions, rewards, terminated, truncated, next_frames)
