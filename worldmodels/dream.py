@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .controller import SQUASHES, Controllers, ControllerSettings, controllers_for
+from .controller import Controllers, ControllerSettings, controllers_for
 from .tools.bounds import above, at_least, one_of
 from .tools.check import close, equal, shape, that
 from .tools.rng import GOLDEN, CounterRNG, splitmix64
@@ -407,7 +407,7 @@ class DreamFitness:
 def decide(controllers: Controllers, dream: Dream, owner: torch.Tensor) -> torch.Tensor:
     """What controller owner[r] does in dream r: actions (n, action_dim)."""
     seen = torch.cat([dream.z, dream.features()], 1) if controllers.settings.memory else dream.z
-    return SQUASHES[controllers.settings.squash](controllers(seen, owner))
+    return controllers.act(seen, owner)
 
 # %% ../nbs/05_dream.ipynb #e8fc6cd2
 def test_rank_correlation(rank_correlation: Callable) -> None:
