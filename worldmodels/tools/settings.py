@@ -112,8 +112,10 @@ def own_flags(parser: ArgumentParser, args: list[str]) -> list[str]:
     for arg, after in zip(args, [*args[1:], ""]):
         name = arg.removeprefix("--").split("=")[0]
         if arg.startswith("--"):
-            arg = arg.replace(name, current_name(name, defaults), 1)
-            name = current_name(name, defaults)
+            current = name.replace("-", "_") if name.replace("-", "_") in defaults else current_name(name,
+                                                                                                     defaults)
+            arg = arg.replace(name, current, 1)
+            name = current
         if arg.startswith("--") and name not in {*defaults, "help"}:
             raise ValueError(f"--{name}: unknown flag{nearest(f'--{name}', [f'--{k}' for k in defaults])}")
         alone = arg == f"--{name}" and isinstance(defaults.get(name), bool) and after not in ("true", "false")
@@ -143,7 +145,8 @@ def game_flags(parser: ArgumentParser, flags: list[str]) -> list[str]:
     says |= {f"{part}.max_steps": game.max_steps for part in ("collect", "evolve", "evaluate", "dream")}
     says |= {"controller.squash": game.squash, **({} if game.stuck_cost else {"evolve.patience": 0})}
     says |= {f"dream.{key}": value for key, value in game.dream.items()} | dict(game.defaults)
-    return [f"--{key}={json.dumps(value)}" for key, value in says.items() if key in known]
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+            for key, value in says.items() if key in known]
 
 # %% ../../nbs/tools/settings.ipynb #3a50f9ca
 def parse(cls: type, args: list[str], prefix: str = "", sections: str | None = None,
