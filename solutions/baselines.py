@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
-from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, score_policy, summary
+from worldmodels.controller import (ControllerSettings, WorldModelPolicy, controllers_for, score_policy,
+                                    summary)
 from worldmodels.doom import C_DOOM, Runner
 from worldmodels.tools.games import TAKE_COVER
 from worldmodels.dream import DreamFitness, InitialStates
@@ -79,8 +80,8 @@ class Thumbnail(Vision):
 def read_video(file: Path, settings: ImportSettings = ImportSettings()) -> Episode:
     """An episode without actions from a video, for V. Raises ValueError that names a file that is none.
 
-    Whole or not at all comes from `RolloutStore.append`, and the name from `error_context`. That nothing is imported
-    twice is the caller's to see to: by the source, which stands in the store with the episode.
+    Whole or not at all comes from `RolloutStore.append`, and the name from `error_context`. That nothing is
+    imported twice is the caller's to see to: by the source, which stands in the store with the episode.
     """
     with error_context(file):
         frames = np.concatenate([shrink(frame[None], settings) for frame in imageio.v3.imiter(file)])
@@ -117,7 +118,8 @@ def measure_control(folder: Path, control: Control, s: StudySettings) -> dict:
 def control_study(cells: Cells, s: StudySettings) -> dict[str, dict]:
     """Returns of what is left when one part is taken away, each searched anew with the same budget."""
     world = WorldModel.load(s.world)
-    thumbnails = WorldModel(Thumbnail().eval(), MDNRNN(MDNRNNSettings(latent=64, hidden=1)).eval(), world.game)
+    no_memory = MDNRNN(MDNRNNSettings(latent=64, hidden=1)).eval()
+    thumbnails = WorldModel(Thumbnail().eval(), no_memory, world.game)
     alone = ControllerSettings(memory=False)
     controls = {"z and h": Control(world, ControllerSettings()),
                 "z and h, M untrained": Control(untrained(world, s.seed), ControllerSettings()),

@@ -161,7 +161,8 @@ def measure_c(folder: Path, cells: Cells, policy: str, s: StudySettings) -> dict
     vision = load_model(cells.folder / f"data-{policy}-v0" / "vision.safetensors", Vision)
     began = time.time()
     save_model(folder / "vision.safetensors", vision)
-    world = WorldModel(vision, train_m(folder, encode_store(vision, store, episodes), s.seed, s), store.env_id)
+    dynamics = train_m(folder, encode_store(vision, store, episodes), s.seed, s)
+    world = WorldModel(vision, dynamics, store.env_id)
     trained = first_v["seconds"] + time.time() - began
     driver, params, records = search_on_road(folder, world, ControllerSettings(), s)
     frames = facts["frames"] + np.cumsum([r["steps"] for r in records])

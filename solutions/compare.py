@@ -26,7 +26,8 @@ from worldmodels.rollouts import HELD_OUT
 from worldmodels.tools.settings import claim_run_folder, load, write_json
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import FitSettings, fit, read_lines
-from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, load_tensors, registered, save_model
+from worldmodels.tools.world import (Dynamics, Vision, WorldModel, load_model, load_tensors, registered,
+                                     save_model)
 from worldmodels.transformer import ClipLoss, ViTWM
 from worldmodels.vit_training import clips, train_vit_wm
 from worldmodels.tools.encoding import Latents, encode_store

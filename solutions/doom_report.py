@@ -274,8 +274,8 @@ def small_sample(store: RolloutStore, path: Path, megabytes: float) -> RolloutSt
 
 
 RELIABILITY = """
-*What M says about death, and the share that died, on held-out episodes of the first training seed; an honest M
-lies on the diagonal.*
+*What M says about death, and the share that died, on held-out episodes of the first training seed; an
+honest M lies on the diagonal.*
 
 ![Share of steps that ended in death against the probability that M gave, as trained and calibrated on the
 other half.](reliability.png)
@@ -291,17 +291,17 @@ def card(run: Path, to: Path, store: RolloutStore, sample: RolloutStore, tau: fl
     typed = json.loads((run / "report.json").read_text())["command"]
     return f"""# Doom, TakeCover: weights and a sample
 
-`vision`, `dynamics` and `controller` are V, M and C of one run, in half precision; C was found at τ = {tau:g}, in
-the dream alone. `sample` holds {len(sample)} of its {len(store)} episodes ({sample.n_frames:,} frames,
-{sample.nbytes / 1e6:.1f} MB), cut.
+`vision`, `dynamics` and `controller` are V, M and C of one run, in half precision; C was found at
+τ = {tau:g}, in the dream alone. `sample` holds {len(sample)} of its {len(store)} episodes
+({sample.n_frames:,} frames, {sample.nbytes / 1e6:.1f} MB), cut.
 
 `{typed}` at revision {revision()}. VizDoom {version("vizdoom")}, torch {version("torch")}.
 
 {(run / "table.md").read_text()}
 ## Figures and times
 
-![Tics survived in the dream and in the game against the dream's temperature, the paper's numbers dashed beside
-them.](table.png)
+![Tics survived in the dream and in the game against the dream's temperature, the paper's numbers dashed
+beside them.](table.png)
 {RELIABILITY if (to / "reliability.png").exists() else ""}
 Minutes: {times}.
 """

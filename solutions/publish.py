@@ -116,8 +116,9 @@ def card(run: Path, sample: RolloutStore, report: dict, shipped: dict, note: str
     return f"""# {report["environment"]}: weights and a sample
 
 `vision`, `dynamics` and `controller` are V, M and C of one run, in half precision. `sample` holds
-{len(sample)} of its {len(whole)} episodes, some of every way of driving and drawing ({sample.n_frames:,} frames,
-{sample.nbytes / 1e6:.1f} MB), the longer ones cut; none of them was used in training.
+{len(sample)} of its {len(whole)} episodes, some of every way of driving and drawing
+({sample.n_frames:,} frames, {sample.nbytes / 1e6:.1f} MB), the longer ones cut; none of them was used in
+training.
 
 `{report['command']}` at revision {report.get("revision", "unknown")}. {versions}.
 

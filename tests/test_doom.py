@@ -243,7 +243,7 @@ def test_focus_weighs_what_differs_from_the_mean_picture():
         torch.manual_seed(1)
         return vae_loss(v, frames, replace(V_DOOM, focus=focus))[0].item()
     assert loss(5.0) > loss(0.0)
-    with pytest.raises(ValueError, match="focus must be 0 or above"): replace(V_DOOM, focus=-1.0)
+    with pytest.raises(ValueError, match="focus must be at least 0"): replace(V_DOOM, focus=-1.0)
 
 
 def dying(episodes=60, seed=0) -> Latents:
@@ -484,7 +484,8 @@ def test_a_round_adds_the_players_own_games(whole, tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (("--dream.reward", "head"), "must be alive"), (("--window", "30"), "window must be a multiple of the 4 tics"),
-    (("--dream.max_steps", "3"), "dream.max_steps must be a multiple of the 4 tics"), (("--vae.size", "96"), "all sizes must be 64"),
+    (("--dream.max_steps", "3"), "dream.max_steps must be a multiple of the 4 tics"), (("--vae.size", "96"), "collect.size 64"),
+    (("--vae.size", "96", "--collect.size", "96"), "all sizes must be 64"),
     (("--iterations", "5"), "20,000 training seeds of its own"), (("--iterations", "1", "--driven", "0"), "driven of at least 1"),
     (("--publish", "x", "--temperatures", "[1.0]"), "temperatures must hold it"),
     (("--vae.latent", "32"), "vae.latent is 32 and dynamics.latent 64"), (("--dynamics.done", "false"), "nobody dies"),

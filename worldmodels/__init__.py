@@ -1,4 +1,4 @@
-"""World Models (Ha & Schmidhuber 2018): V, M, C and the dream. Every module here is exported from a notebook in `nbs/`."""
+"""World Models (Ha & Schmidhuber 2018): V, M, C and the dream. Modules are exported from `nbs/`."""
 from gymnasium.envs.registration import register as _register
 
 __version__ = "0.1.0"

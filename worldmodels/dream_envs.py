@@ -78,7 +78,8 @@ def open_folder(world, game: GameSpec | str = "CarRacing") -> Path:
     if world != "pretrained": return Path(world)
     game = find_game(game)
     if not game.weights:
-        raise ValueError(f"no weights are published for {game.name}: give world= a run folder or a WorldModel")
+        raise ValueError(f"no weights are published for {game.name}: "
+                         "give world= a run folder or a WorldModel")
     folder = data(game.weights)
     return folder / "dream" if (folder / "dream").is_dir() else folder
 
@@ -110,7 +111,8 @@ def _of_game(world: WorldModel, game: GameSpec | None) -> WorldModel:
     """The world as one of `game`; a ValueError where it is of another, or where neither is said."""
     if game is None: game = world.game
     if world.spec and world.spec != game and world.spec.action_dim == game.action_dim:
-        raise ValueError(f"this world model is of {world.spec.name}, and a dream of {game.name} was asked for")
+        raise ValueError(f"this world model is of {world.spec.name}, "
+                         f"and a dream of {game.name} was asked for")
     return world if world.spec == game else WorldModel(world.vision, world.dynamics, game)
 
 def _require_known(settings: dict) -> None:

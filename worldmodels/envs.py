@@ -185,7 +185,8 @@ class Worker:
         try: answer = self.pipe.recv()
         except (EOFError, OSError):
             code = self.process.wait(10)
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}, see what it printed"
+            if code < 0: how = f"killed by {signal.Signals(-code).name}"
+            else: how = f"exit code {code}, see what it printed"
             raise RuntimeError(f"an environment's process died: {how}") from None
         if isinstance(answer, str): raise RuntimeError(f"an environment's process failed:\n{answer}")
         return answer

@@ -51,9 +51,10 @@ def doom_game(resolution: str = "RES_320X240"):
         game.set_window_visible(False)
         with chdir(scratch_folder().name): game.init()  # it leaves files where it is started
     except Exception as error:
-        raise RuntimeError(f"VizDoom is installed, but does not start ({type(error).__name__}: {error}). "
-                           "`pip install "
-                           "--force-reinstall vizdoom` mends a broken copy; it also needs room in /dev/shm") from error
+        what = f"{type(error).__name__}: {error}"
+        raise RuntimeError(f"VizDoom is installed, but does not start ({what}). `pip install "
+                           "--force-reinstall vizdoom` mends a broken copy; it also needs room in "
+                           "/dev/shm") from error
     return game
 
 # %% ../../nbs/tools/takecover.ipynb #34f064aa
