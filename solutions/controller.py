@@ -11,7 +11,7 @@ from worldmodels.controller import ControllerSettings, EvolveSettings, RealFitne
 from worldmodels.controller_files import load_controller, save_controller
 from worldmodels.tools.world import WorldModel
 
-from .settings import TrainSettings, command, open_run
+from .settings import TrainSettings, claim_stage, command, from_command_line
 
 
 def search(folder: Path | str, world: WorldModel, s: TrainSettings,
@@ -72,9 +72,13 @@ def mirrored_es(cost: Callable, mean: np.ndarray, sigma: float, population: int 
     return means
 
 
-def main() -> None:
-    folder, s = open_run(__doc__, stage=True)
-    search(folder, WorldModel.load(folder), s)
+def run(s: TrainSettings, folder: Path | str | None = None) -> np.ndarray:
+    """The C of the run folder of `s`, or of `folder`; what is there is not made again."""
+    folder, s = claim_stage(s, folder)
+    return search(folder, WorldModel.load(folder), s)
+
+
+def main() -> None: run(from_command_line(__doc__))
 
 
 if __name__ == "__main__": command(main)

@@ -37,7 +37,7 @@ from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, sa
 from worldmodels.dynamics_settings import TransformerSettings, ViTWMSettings
 from worldmodels.transformer import TransformerMDN
 from worldmodels.vit_training import train_vit_wm
-from worldmodels.tools.encoding import Latents, decode_frames, encode_frames
+from worldmodels.tools.encoding import Latents
 from worldmodels.vae import VAESettings, train_vae
 
 from .doom_report import (BLIND, Cell, all_cells, draw_reliability, films, folder_of, gain, report, score_of,

@@ -18,7 +18,7 @@ from worldmodels.tools.training import FitSettings
 from worldmodels.tools.world import Dynamics, Vision, WorldModel, load_model, registered, save_model
 from worldmodels.tools.encoding import Latents, encode_store
 
-from .settings import M_FIELDS, TrainSettings, command, open_run, open_store
+from .settings import M_FIELDS, TrainSettings, claim_stage, command, from_command_line, open_store
 from .vae import learn_vision
 
 
@@ -113,7 +113,13 @@ def full_gaussian_nll(latents: Latents, train, held_out) -> float:
     return -gaussian.log_prob(y - x @ weights).mean().item() / y.shape[1]
 
 
-def main() -> None: learn_alone(*open_run(__doc__, stage=True, joint=False))
+def run(s: TrainSettings, folder: Path | str | None = None) -> Dynamics:
+    """The M of the run folder of `s`, or of `folder`; what is there is not made again."""
+    folder, s = claim_stage(s, folder, joint=False)
+    return learn_alone(folder, s)
+
+
+def main() -> None: run(from_command_line(__doc__))
 
 
 if __name__ == "__main__": command(main)

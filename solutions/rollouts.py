@@ -19,7 +19,7 @@ from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.encoding import Latents
 
-from .settings import TrainSettings, command, open_run
+from .settings import TrainSettings, claim_stage, command, from_command_line
 
 
 def drive_randomly(folder: Path, s: TrainSettings) -> RolloutStore:
@@ -108,9 +108,15 @@ def gap_in_parts(error: Callable, vision: tuple, fast: np.ndarray, official: np.
     return {name: error(x, *vision) for name, x in frames.items()}
 
 
+def run(s: TrainSettings, folder: Path | str | None = None) -> RolloutStore:
+    """The random episodes of the run folder of `s`, or of `folder`; what is there is not recorded again."""
+    folder, s = claim_stage(s, folder)
+    return drive_randomly(folder, s)
+
+
 def main() -> None:
     if sys.argv[1:2] == ["import"]: import_main(sys.argv[2:])
-    else: drive_randomly(*open_run(__doc__, stage=True))
+    else: run(from_command_line(__doc__))
 
 
 if __name__ == "__main__": command(main)

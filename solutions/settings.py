@@ -379,10 +379,19 @@ def claim_run(s: TrainSettings, stage: bool = False, joint: bool = True) -> Path
     return claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "game_file"))
 
 
-def open_run(description: str | None, stage: bool = False, joint: bool = True) -> tuple[Path, TrainSettings]:
-    """Settings from the command line, and the run folder they belong to; raises what `claim_run` raises."""
-    s = load(TrainSettings, description=description, part_of=Sections)
-    return claim_run(s, stage, joint), s
+def from_command_line(description: str | None) -> TrainSettings:
+    """The settings of a run, or of a stage of one, from flags and sections."""
+    return load(TrainSettings, description=description, part_of=Sections)
+
+
+def claim_stage(s: TrainSettings, folder: Path | str | None,
+                joint: bool = True) -> tuple[Path, TrainSettings]:
+    """The run folder of one stage, `folder` or that of `s`, and the settings for it.
+
+    Raises what `claim_run` raises.
+    """
+    s = in_folder(s, folder)
+    return claim_run(s, stage=True, joint=joint), s
 
 
 def open_store(folder: Path, s: TrainSettings) -> RolloutStore:

@@ -21,7 +21,7 @@ from worldmodels.tools.encoding import Latents
 from worldmodels.vit_training import train_vit_wm
 
 from .mdn_rnn import learn_alone
-from .settings import TrainSettings, command, open_run, open_store
+from .settings import TrainSettings, claim_stage, command, from_command_line, open_store
 
 
 def smoothed_rewards(store: RolloutStore) -> np.ndarray:
@@ -90,7 +90,13 @@ class PermutedConditionals:
         return self.inner.sample(temperature, generator)[..., self.order.argsort()]
 
 
-def main() -> None: learn_transformer(*open_run(__doc__, stage=True))
+def run(s: TrainSettings, folder: Path | str | None = None) -> Dynamics:
+    """The M of the run folder of `s`, or of `folder`, which may be V too; what is there is not made again."""
+    folder, s = claim_stage(s, folder)
+    return learn_transformer(folder, s)
+
+
+def main() -> None: run(from_command_line(__doc__))
 
 
 if __name__ == "__main__": command(main)

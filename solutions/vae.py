@@ -13,7 +13,7 @@ from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import Vision, load_model, save_model
 from worldmodels.vae import VAE, VAESettings, train_vae, vae_loss
 
-from .settings import TrainSettings, command, open_run, open_store
+from .settings import TrainSettings, claim_stage, command, from_command_line, open_store
 
 
 def learn_vision(folder: Path, store: RolloutStore, s: TrainSettings, start: Vision | None = None) -> Vision:
@@ -25,11 +25,6 @@ def learn_vision(folder: Path, store: RolloutStore, s: TrainSettings, start: Vis
         else: vision = train_vae(store, s.vae, s.vae_fit, folder, s.seed, store.split()[0], start)
         save_model(path, vision)
     return load_model(path, Vision)
-
-
-def run(s: TrainSettings, folder: Path) -> Vision:
-    """The V of a run folder, from the store that its settings name."""
-    return learn_vision(folder, open_store(folder, s), s)
 
 
 def rate_distortion(train_small: Callable, draw: Callable, kl: Callable,
@@ -62,9 +57,13 @@ def mirrored(settings: VAESettings) -> Callable[[VAE, torch.Tensor], object]:
     return loss
 
 
-def main() -> None:
-    folder, s = open_run(__doc__, stage=True, joint=False)
-    run(s, folder)
+def run(s: TrainSettings, folder: Path | str | None = None) -> Vision:
+    """The V of the run folder of `s`, or of `folder`; what is there is not made again."""
+    folder, s = claim_stage(s, folder, joint=False)
+    return learn_vision(folder, open_store(folder, s), s)
+
+
+def main() -> None: run(from_command_line(__doc__))
 
 
 if __name__ == "__main__": command(main)

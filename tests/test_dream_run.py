@@ -138,7 +138,7 @@ def test_a_run_with_other_settings_is_refused_and_left_alone(whole):
                                           (("--model", "ViTWM"), "MDNRNN, TransformerMDN or TraDE"), (("--model", "TraDE"), "trade.reward must be true"),
                                           (("--dream.done", "sample", "--dynamics.done", "false"), "dynamics.done must be true"),
                                           (("--store", "runs/x", "--scout.generations", "0"), "store is not for a dream run"),
-                                          (("--dream.reward", "alive"), "must be head"), (("--iterate.swerf", "1"), "did you mean --iterate.action_noise")])
+                                          (("--dream.reward", "alive"), "must be head"), (("--iterate.action_nois", "1"), "did you mean --iterate.action_noise")])
 def test_settings_that_make_no_sense_are_refused_at_once(flags, words):
     with pytest.raises(ValueError, match=words): load(s.DreamRunSettings, ["--settings", "ci", *flags], part_of=Sections, command="dream")
 

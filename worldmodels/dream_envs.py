@@ -6,7 +6,7 @@
 __all__ = ['game_dreams', 'find_initial_states', 'initial_states_from_picture', 'open_folder', 'open_dream', 'spaces',
            'actions_for', 'frames_of', 'observe_dreams', 'frames_a_second', 'step_info', 'DreamEnv', 'DreamVectorEnv']
 
-# %% ../nbs/tools/dream_envs.ipynb #585d6f54
+# %% ../nbs/tools/dream_envs.ipynb #7ee969a1
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -52,7 +52,7 @@ def find_initial_states(folder, vision: Vision) -> InitialStates:
                             "(starts.safetensors, latents.safetensors, store or sample): "
                             "give a picture, starts='frame.png', or InitialStates of your own")
 
-# %% ../nbs/tools/dream_envs.ipynb #a31b3b37
+# %% ../nbs/tools/dream_envs.ipynb #0ea1f5e9
 def initial_states_from_picture(world: WorldModel, path) -> InitialStates:
     """One start: what V makes of a picture file, scaled to V's size.
 
@@ -69,7 +69,7 @@ def initial_states_from_picture(world: WorldModel, path) -> InitialStates:
     frames = cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)[None]
     return InitialStates(*map(torch.from_numpy, encode_frames(world.vision, frames)))
 
-# %% ../nbs/tools/dream_envs.ipynb #7a865bb0
+# %% ../nbs/tools/dream_envs.ipynb #3ded6ad2
 def open_folder(world, game: GameSpec | str = "CarRacing") -> Path:
     """The folder of a world: a run's, or for "pretrained" what `data/` has for the game.
 

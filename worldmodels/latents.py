@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PER_FRAME', 'spread_rewards', 'smooth_rewards', 'mean_actions', 'apply_action_repeat', 'concat_latents']
 
-# %% ../nbs/tools/latents.ipynb #ed97019b
+# %% ../nbs/tools/latents.ipynb #0d428fc0
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def spread_rewards(rewards: torch.Tensor, radius: int) -> torch.Tensor:
     total = torch.cat([torch.zeros(1, dtype=torch.double), share.cumsum(0)])
     return (total[high] - total[low]).float()
 
-# %% ../nbs/tools/latents.ipynb #6bb0e6f3
+# %% ../nbs/tools/latents.ipynb #56e4c9f9
 def smooth_rewards(latents: Latents, radius: int = 12, worst: float = -10.0) -> Latents:
     """The same episodes, their rewards raised to at least `worst` and spread, for a reward head."""
     rewards = latents.rewards.clone()
@@ -40,7 +40,7 @@ def mean_actions(actions: torch.Tensor, repeat: int) -> torch.Tensor:
     """
     return torch.stack([step.mean(0) for step in actions.split(repeat)])
 
-# %% ../nbs/tools/latents.ipynb #55aabcbc
+# %% ../nbs/tools/latents.ipynb #afdb083e
 PER_FRAME = ("mu", "logvar", "actions", "rewards", "terminated")  # a row for each frame
 
 def apply_action_repeat(latents: Latents, repeat: int) -> Latents:

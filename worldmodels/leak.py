@@ -6,7 +6,7 @@
 __all__ = ['rank_correlation', 'rank_interval', 'predicted_rewards', 'leak', 'draw_leak', 'at_temperatures', 'divergence_step',
            'film_dream']
 
-# %% ../nbs/tools/leak.ipynb #1c8afc4d
+# %% ../nbs/tools/leak.ipynb #7b3aeeef
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,7 +37,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     b = ranks(np.asarray(y))
     return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else math.nan
 
-# %% ../nbs/tools/leak.ipynb #c050dfeb
+# %% ../nbs/tools/leak.ipynb #f67366a2
 def rank_interval(x: np.ndarray, y: np.ndarray, seed: int = 0) -> tuple[float, float]:
     """The 95 % interval of `rank_correlation`, from 1,000 resamplings of the points; NaN without an order."""
     rng = np.random.default_rng(seed)
@@ -70,7 +70,7 @@ def predicted_rewards(dynamics: Dynamics, latents: Latents, episodes: Sequence[i
     if not real: raise ValueError(f"no episode has {window} steps")
     return torch.cat(expected).numpy(), torch.cat(real).numpy()
 
-# %% ../nbs/tools/leak.ipynb #62f91148
+# %% ../nbs/tools/leak.ipynb #e4c90f9a
 def leak(world: WorldModel, starts: InitialStates, controller: ControllerSettings, checkpoints: np.ndarray,
          real: np.ndarray,
          settings: DreamSettings, temperatures: Sequence[float] = (0.5, 1.0, 1.5), dreams: int = 64) -> dict:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['refit', 'PlanSettings', 'plan', 'Planner']
 
-# %% ../nbs/05b_planning.ipynb #1897e682
+# %% ../nbs/05b_planning.ipynb #8be50b0f
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ def refit(plans: torch.Tensor, returns: torch.Tensor, elites: int) -> tuple[torc
     chosen = plans[torch.arange(len(plans))[:, None], returns.topk(elites, 1).indices]
     return chosen.mean(1), chosen.std(1, correction=0)
 
-# %% ../nbs/05b_planning.ipynb #8c240502
+# %% ../nbs/05b_planning.ipynb #5268de72
 @dataclass(frozen=True)
 class PlanSettings:
     """The cross-entropy method over action sequences."""
@@ -85,7 +85,8 @@ def plan(dream: Dream, z: torch.Tensor, state: State, mean: torch.Tensor, low: t
     n = len(z)
     rng = CounterRNG(seeds)
     owner = torch.arange(n).repeat_interleave(settings.candidates)  # the row that a plan is for, (n · P,)
-    bound = torch.maximum(low.abs(), high.abs())  # of a pedal, too: only actions are clipped
+    # plans may want less than nothing of a pedal: only the action is clipped
+    bound = torch.maximum(low.abs(), high.abs())
     sd = bound.expand(mean.shape)
     for _ in range(settings.rounds):
         plans = mean[:, None] + sd[:, None] * rng.normal((n, settings.candidates, *mean.shape[1:]))

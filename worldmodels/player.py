@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEER', 'steer_car', 'Player']
 
-# %% ../nbs/tools/player.ipynb #8f36b7f0
+# %% ../nbs/tools/player.ipynb #559cc205
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GOLDEN', 'splitmix64', 'counter_uniform', 'CounterRNG']
 
-# %% ../../nbs/tools/rng.ipynb #3c0b61e5
+# %% ../../nbs/tools/rng.ipynb #2ba7e9ac
 import math
 from collections.abc import Sequence
 
