@@ -11,16 +11,8 @@ from worldmodels.dynamics_settings import MDNRNNSettings
 from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.tools.world import WorldModel
 from worldmodels.tools.encoding import Latents
-from worldmodels.vae import VAE, VAESettings
 
 C = ControllerSettings()
-
-
-@pytest.fixture(scope="module")
-def world() -> WorldModel:
-    """An untrained V and M, small."""
-    torch.manual_seed(0)
-    return WorldModel(VAE(VAESettings(latent=4)).eval(), MDNRNN(MDNRNNSettings(latent=4, hidden=8)).eval())
 
 
 def numbers(world: WorldModel) -> np.ndarray:

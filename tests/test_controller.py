@@ -13,25 +13,14 @@ import worldmodels.controller as c
 from solutions.settings import TrainSettings
 from worldmodels.controller import (Controllers, ControllerSettings, EvolveSettings, RealFitness,
                                     WorldModelPolicy, evolve)
-from worldmodels.dynamics_settings import MDNRNNSettings
-from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.envs import Envs, make_envs
 from worldmodels.rollouts import HELD_OUT, TRAINING, VALIDATION, Policy, RoadFollower, run_episodes
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.games import CAR_RACING
 from worldmodels.tools.world import WorldModel
 from worldmodels.tools.encoding import encode_frames
-from worldmodels.vae import VAE, VAESettings
 
 C = ControllerSettings()
-
-
-@pytest.fixture(scope="module")
-def world() -> WorldModel:
-    """An untrained V and M, small."""
-    torch.manual_seed(0)
-    return WorldModel(VAE(VAESettings(latent=4)).eval(), MDNRNN(MDNRNNSettings(latent=4, hidden=8)).eval(),
-                      "CarRacing")
 
 
 def numbers(world: WorldModel, count: int = 1, settings: ControllerSettings = C, seed: int = 0) -> np.ndarray:

@@ -2,26 +2,14 @@
 import imageio_ffmpeg
 import numpy as np
 import pytest
-import torch
 
 import worldmodels.films as f
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, score
-from worldmodels.dynamics_settings import MDNRNNSettings
-from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.envs import LocalEnv
 from worldmodels.rollouts import run_episodes
 from worldmodels.tools.games import CAR_RACING
-from worldmodels.tools.world import WorldModel
-from worldmodels.vae import VAE, VAESettings
 
 C = ControllerSettings()
-
-
-@pytest.fixture(scope="module")
-def world() -> WorldModel:
-    """An untrained V and M, small."""
-    torch.manual_seed(0)
-    return WorldModel(VAE(VAESettings(latent=4)).eval(), MDNRNN(MDNRNNSettings(latent=4, hidden=8)).eval(), "CarRacing")
 
 
 @pytest.fixture(scope="module")

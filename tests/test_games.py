@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import build_world
 from gymnasium.utils.env_checker import check_env
 
 from solutions.train import run as train
@@ -18,9 +19,7 @@ from worldmodels.collect import record
 from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, score_policy
 from worldmodels.dream import InitialStates
 from worldmodels.dream_envs import DreamEnv, DreamVectorEnv, game_dreams
-from worldmodels.dynamics_settings import MDNRNNSettings
 from worldmodels.envs import make_envs
-from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.planning import Planner, PlanSettings
 from worldmodels.player import Player
 from worldmodels.rollouts import NoisePolicy
@@ -29,7 +28,6 @@ from worldmodels.tools.games import CAR_RACING, TAKE_COVER, GameSpec, find_game,
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import WorldModel
-from worldmodels.vae import VAE, VAESettings
 
 ROOT = Path(__file__).parents[1]
 PENDULUM = ROOT / "solutions" / "pendulum.py"
@@ -43,12 +41,6 @@ def registry(monkeypatch):
 
 @pytest.fixture
 def cart(): return register_game("CartPole", "CartPole-v1", crop=(0.35, 0.85, 0.0, 1.0))
-
-
-def make_world(game: GameSpec) -> WorldModel:
-    torch.manual_seed(0)
-    m = MDNRNN(MDNRNNSettings(latent=4, action_dim=game.action_dim, hidden=8, reward=True, done=True))
-    return WorldModel(VAE(VAESettings(latent=4)).eval(), m.eval(), game)
 
 
 # The entry
@@ -139,7 +131,8 @@ def test_what_is_recorded_of_discrete_actions_is_what_was_taken(cart):
 
 
 def test_a_dream_of_discrete_actions_takes_numbers(cart):
-    world, starts = make_world(cart), InitialStates(torch.zeros(1, 4), torch.zeros(1, 4))
+    world = build_world(cart, reward=True, done=True)
+    starts = InitialStates(torch.zeros(1, 4), torch.zeros(1, 4))
     env = DreamEnv(world=world, starts=starts, max_steps=5, done="never")
     check_env(env, skip_render_check=True)
     many = DreamVectorEnv(2, world=world, starts=starts, max_steps=5, done="never")
@@ -152,7 +145,7 @@ def test_a_dream_of_discrete_actions_takes_numbers(cart):
 
 
 def test_everybody_plays_discrete_actions(cart):
-    world = make_world(cart)
+    world = build_world(cart, reward=True, done=True)
     settings = ControllerSettings(squash=cart.squash)
     dimension = controllers_for(world, settings).dimension
     driver = WorldModelPolicy(world, controllers_for(world, settings, np.ones(dimension)), action_noise=0.5)
@@ -167,7 +160,7 @@ def test_everybody_plays_discrete_actions(cart):
 
 def test_bounds_are_those_of_the_game():
     game = GameSpec("Two", "two", (-2.0, 0.0), (2.0, 0.5))
-    world = make_world(game)
+    world = build_world(game, reward=True, done=True)
     for squash in ("bounds", "clip"):
         c = controllers_for(world, ControllerSettings(squash=squash, memory=False), 100 * np.ones(10))
         assert c.act(torch.ones(1, 4), torch.zeros(1, dtype=int)).tolist() == [[2, 0.5]]
