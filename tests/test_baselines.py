@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import build_world
 
 import solutions.baselines as studies
 from solutions.baselines import Thumbnail
@@ -24,7 +25,6 @@ from worldmodels.rollouts import Policy, RoadFollower
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import Episode, RolloutStore
 from worldmodels.tools.world import WorldModel
-from worldmodels.vae import VAE, VAESettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,13 +99,13 @@ def test_a_thumbnail_is_a_v_for_c():
     assert mu.shape == logvar.shape == (2, 64) and torch.allclose(mu[0], torch.full((64,), -2.0))
     assert torch.allclose(mu[1, :32], torch.full((32,), 2.0), atol=1e-5)
     assert torch.allclose(thumbs.decode(mu)[1, :32], torch.ones(32, 64, 3), atol=1e-5)
-    world = WorldModel(thumbs, MDNRNN(MDNRNNSettings(latent=64, hidden=1)))
+    world = WorldModel(thumbs, MDNRNN(MDNRNNSettings(latent=64, hidden=1)), "CarRacing")
     fitness = RealFitness(world, ControllerSettings(memory=False), max_steps=5)
     assert fitness.dimension == 65 * 3 and fitness(np.zeros((2, 195)), [1]).shape == (2, 1)
 
 
 def test_an_untrained_m_is_of_the_same_kind_and_disturbs_no_generator():
-    world = WorldModel(VAE(VAESettings(latent=4)), MDNRNN(MDNRNNSettings(latent=4, hidden=8)))
+    world = build_world()
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)

@@ -206,7 +206,8 @@ def test_progress_lists_what_is_solved(capsys, record):
 
 def test_progress_knows_the_exercises_of_the_chapters(capsys, record):
     chapters = c.exercises()
-    assert len(chapters) == 8 and all(len(titles) >= 5 for titles in chapters.values())
+    assert len(chapters) == 9
+    assert all(len(titles) >= 5 for name, titles in chapters.items() if name != "05b_planning")
     names = [name for titles in chapters.values() for name in titles.values()]
     assert len(set(names)) == len(names)  # one record line solves one exercise
     of_the_last = [f"baselines.{name}" for name in chapters["07_baselines"].values()]

@@ -19,6 +19,7 @@ from worldmodels.carry_over import controller_inputs
 from worldmodels.controller import ControllerSettings, controllers_for
 from worldmodels.controller_files import load_controller
 from worldmodels.dream import DreamFitness, DreamSettings, InitialStates
+from worldmodels.dream_envs import initial_states_from_picture
 from worldmodels.dynamics_settings import MDNRNNSettings
 from worldmodels.mdn_rnn import MDNRNN
 from worldmodels.tools.settings import load
@@ -163,7 +164,7 @@ def test_a_controller_is_scored_in_its_dream(whole):
     done = run_it("solutions.evaluate", whole, flags=("--dream", "--start", str(picture), "--dreaming.done", "never", "--dreaming.max_steps", "20"))
     assert done.returncode == 0, done.stderr[-3000:]
     from_picture = json.loads((whole / "dream.json").read_text())
-    pictured = DreamFitness(world, InitialStates.from_picture(world.vision, picture), settings, DreamSettings(done="never", max_steps=20))
+    pictured = DreamFitness(world, initial_states_from_picture(world, picture), settings, DreamSettings(done="never", max_steps=20))
     np.testing.assert_allclose(from_picture["returns"], pictured(params[None], [200_000, 200_001])[0], atol=0.02)
     assert from_picture["start"] == str(picture)
     picture.unlink()
@@ -192,7 +193,7 @@ def test_dreams_of_every_length_get_the_same_steps(monkeypatch):
     settings = load(s.DreamRunSettings, ["--settings", "ci", "--dream.max_steps", "40", "--dream.done", "never", "--iterate.context", "0", "--evolve.generations", "1",
                                          "--evolve.population", "4", "--evolve.episodes", "6", "--evolve.max_steps", "8"], part_of=Sections, command="dream")
     torch.manual_seed(0)
-    world = WorldModel(VAE().eval(), MDNRNN(MDNRNNSettings(reward=True, done=True)).eval())
+    world = WorldModel(VAE().eval(), MDNRNN(MDNRNNSettings(reward=True, done=True)).eval(), "CarRacing")
     latents = Latents(*torch.randn(2, 50, 32), torch.zeros(50, 3), torch.zeros(50), torch.zeros(50, dtype=bool), torch.tensor([0, 25]), torch.tensor([24, 24]))
     asked, search = [], s.evolve
     def spy(fitness, start, e, seed=0):
