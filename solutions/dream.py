@@ -193,7 +193,7 @@ def naive_search(run: Path, first: Round, s: DreamRunSettings, temperature: floa
 def horizons(world: WorldModel, latents: Latents, s: DreamRunSettings,
              lengths: Sequence[int] = (50, 150, 500),
              seeds: Sequence[int] = (0, 1, 2)) -> dict[int, dict]:
-    """Exercise 7: real returns of searches in dreams of different lengths, with the same number of dreamt
+    """Exercise 6: real returns of searches in dreams of different lengths, with the same number of dreamt
     steps."""
     found, starts = {}, initial_states_of(latents, s)
     real = RealFitness(world, s.controller, s.evolve.max_steps, s.evolve.patience)
@@ -206,7 +206,7 @@ def horizons(world: WorldModel, latents: Latents, s: DreamRunSettings,
 
 
 class Pessimist:
-    """Exercise 8: the smaller of what several fitnesses say.
+    """Exercise 7: the smaller of what several fitnesses say.
 
     They are of worlds with one V, and for a C that does not see M's memory.
     """
