@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import build_world
+from builders import build_world
 
 import solutions.baselines as studies
 from solutions.baselines import Thumbnail

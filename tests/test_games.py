@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import build_world
+from builders import build_world
 from gymnasium.utils.env_checker import check_env
 
 from solutions.train import run as train
