@@ -9,7 +9,7 @@ __all__ = ['InitialStates', 'DreamSettings', 'done_probability', 'sample_done', 
 # %% ../nbs/05_dream.ipynb #5a8d779d
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from .dream import Dream, DreamSettings, InitialStates, rollout_returns
-from .envs import make_envs
 from .rollouts import Policy
 from .tools.bounds import above, at_least, multiple_of
 from .tools.check import close, shape
