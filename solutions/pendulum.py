@@ -12,5 +12,5 @@ register_game(
         "dynamics.reward": True,          # M learns what a step pays, so that its dreams can pay
         "dynamics_fit.batch": 32,
         "window": 64,
-        "vae.likelihood": "bernoulli",    # nearly all white: under the squared error V learns nothing but white
+        "vae.likelihood": "bernoulli",  # nearly all is white: the squared error would teach V nothing else
     })
