@@ -478,8 +478,10 @@ def test_a_round_adds_the_players_own_games(whole, tmp_path):
     assert (tmp_path / "run" / "seed-0-round-1" / "tau-1.15" / "score.json").exists()
     shipped = tmp_path / "shipped"
     WorldModel.load(shipped)
-    card = (shipped / "CARD.md").read_text()
-    assert RolloutStore(shipped / "sample").nbytes < 3e6 and "found at τ = 1.15" in card and "0.1, dreams end by threshold" in card and "Minutes: " in card
+    assert RolloutStore(shipped / "sample").nbytes < 3e6
+    card = " ".join((shipped / "CARD.md").read_text().split())  # however its lines are broken
+    for words in ("found at τ = 1.15", "0.1, dreams end by threshold", "Minutes: "):
+        assert words in card
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -18,6 +18,7 @@ from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import WorldModel, load_tensors
 from worldmodels.tools.encoding import Latents
+from worldmodels.tools.games import CAR_RACING
 from worldmodels.vae import VAE, vae_loss
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ def count(model) -> int: return sum(p.numel() for p in model.parameters() if p.r
 @pytest.mark.parametrize("name", SIZES)
 def test_the_architecture_has_the_published_size(name):
     s = settings(name)
-    world = WorldModel(VAE(s.vae), MDNRNN(s.dynamics))
+    world = WorldModel(VAE(s.vae), MDNRNN(s.dynamics), CAR_RACING)
     assert (count(world.vision), count(world.dynamics), controllers_for(world, s.controller).dimension) == SIZES[name]
 
 
