@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import nn
 
-from worldmodels.controller import (ControllerSettings, WorldModelPolicy, controllers_for, score_policy,
-                                    summary)
+from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for
+from worldmodels.scoring import score_policy, summary
 from worldmodels.doom import C_DOOM, Runner
 from worldmodels.tools.games import TAKE_COVER
 from worldmodels.dream import DreamFitness, InitialStates

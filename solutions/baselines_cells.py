@@ -8,7 +8,8 @@ import numpy as np
 
 from worldmodels.baselines import random_search
 from worldmodels.controller import (ControllerSettings, EvolveSettings, RealFitness, WorldModelPolicy,
-                                    controllers_for, evolve, score_policy)
+                                    controllers_for, evolve)
+from worldmodels.scoring import score_policy
 from worldmodels.controller_files import load_controller, save_controller
 from worldmodels.dream import DreamFitness
 from worldmodels.rollouts import Policy
@@ -79,13 +80,13 @@ def search_on_road(folder: Path, world: WorldModel, controller: ControllerSettin
 
 
 def score_driver(folder: Path, driver: Policy, s: StudySettings) -> dict:
-    """A driver's returns on held-out tracks, on both environments, scored unless they are there."""
+    """A driver's returns on held-out tracks, scored unless they are there."""
     path = folder / "report.json"
     if not path.exists():
-        def returns(seeds, backend): return score_policy(driver, seeds, backend, s.evaluate.max_steps)
+        def returns(seeds): return score_policy(driver, seeds, "official", s.evaluate.max_steps)
         write_report(folder, returns, s.evaluate)
     found = json.loads(path.read_text())
-    return {backend: found[backend] for backend in ("gymnasium", "envpool") if backend in found}
+    return {"gymnasium": found["gymnasium"]}
 
 
 def ppo_weights(s: StudySettings) -> Path: return Path(s.ppo) / "ppo.safetensors"

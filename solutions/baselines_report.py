@@ -99,13 +99,11 @@ def control_table(rows: dict[str, dict], s: StudySettings) -> str:
             f"{search.population} candidates × {search.episodes}\n"
             f"tracks and starts from zeros; V and M are those of {s.world}. "
             f"{s.evaluate.episodes} held-out tracks, mean ± sd (95 % interval of the mean).\n\n")
-    header = table_row("C sees", "parameters", "return, official", "against z and h, on the same tracks",
-                       "return, EnvPool")
+    header = table_row("C sees", "parameters", "return", "against z and h, on the same tracks")
     lines = [table_row(name, str(r.get("parameters", "")),
                        format_score(r["gymnasium"]),
-                       format_difference(rows, name, "gymnasium"),
-                       format_score(r["envpool"]) if "envpool" in r else "–") for name, r in rows.items()]
-    return text + header + table_rule(5) + "".join(lines)
+                       format_difference(rows, name, "gymnasium")) for name, r in rows.items()]
+    return text + header + table_rule(4) + "".join(lines)
 
 
 def doom_table(rows: dict[str, dict], s: StudySettings) -> str:

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from worldmodels.controller import ControllerSettings, RealFitness, evolve, score, summary
+from worldmodels.controller import ControllerSettings, RealFitness, evolve, score
+from worldmodels.scoring import summary
 from worldmodels.controller_files import save_controller
-from worldmodels.envs import choose_backend
 from worldmodels.latents import smooth_rewards
 from worldmodels.mdn_rnn import dynamics_loss, held_out_nll, train_dynamics
 from worldmodels.sequences import windows
@@ -272,7 +272,7 @@ def controller_row(folder: Path, s: CompareSettings, data: CompareData, row: str
     returns = score(world, settings, params, HELD_OUT[:s.tracks], "fast", s.evolve.max_steps)
     return {"row": row, "parameters": fitness.dimension, "generations": len(generations),
             "seconds": round(sum(generation["seconds"] for generation in generations), 1),
-            "environment": choose_backend("fast"), **summary(returns),
+            "environment": "fast", **summary(returns),
             "returns": [round(float(r), 1) for r in returns]}
 
 

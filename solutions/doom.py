@@ -17,8 +17,8 @@ import torch
 
 from worldmodels.collect import CollectSettings, collect
 from worldmodels.controller import (ControllerSettings, EvolveSettings, WorldModelPolicy, controllers_for,
-                                    evolve,
-                                    score_policy, summary)
+                                    evolve)
+from worldmodels.scoring import score_policy, summary
 from worldmodels.controller_files import load_controller, save_controller
 from worldmodels.doom import (C_DOOM, M_DOOM, V_DOOM, RandomHoldPolicy, Runner, calibrate, done_logits,
                               doom_sections,

@@ -12,8 +12,8 @@ import torch
 
 from worldmodels.collect import collect
 from worldmodels.carry_over import carry_over
-from worldmodels.controller import (ControllerSettings, RealFitness, WorldModelPolicy, controllers_for,
-                                    evolve, summary)
+from worldmodels.controller import ControllerSettings, RealFitness, WorldModelPolicy, controllers_for, evolve
+from worldmodels.scoring import summary
 from worldmodels.controller_files import load_controller, save_controller
 from worldmodels.dream import DreamFitness
 from worldmodels.latents import apply_action_repeat, concat_latents, smooth_rewards
@@ -37,8 +37,8 @@ def claim_dream_run(s: DreamRunSettings) -> Path:
     """The run folder of the settings; nothing is written where they are refused."""
     s.spec.require()
     folder, c, i = Path(s.run), s.collect, s.iterate
-    frames = (c.episodes + c.official) * (c.max_steps + 1)
-    frames += i.rounds * (i.episodes + i.official) * (i.max_steps + 1)
+    frames = c.episodes * (c.max_steps + 1)
+    frames += i.rounds * i.episodes * (i.max_steps + 1)
     if not (folder / "store").exists(): require_space(folder, estimate_bytes(frames, c.size))
     return claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "game_file"))
 
@@ -95,8 +95,6 @@ def record_round(store: RolloutStore, last: Round, s: DreamRunSettings, number: 
     rows = max(1, s.collect.rows // i.drivers) * i.drivers
     tag = f"round{number:02d}"
     collect(store, policy, i.episodes, "fast", 20_000 + 1000 * number, i.max_steps, rows, tag)
-    if s.spec.official:
-        collect(store, policy, i.official, s.spec.official, 60_000 + 1000 * number, i.max_steps, rows, tag)
 
 
 def learn_round(folder: Path, store: RolloutStore, vision: Vision, s: DreamRunSettings,

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from worldmodels.controller import RealFitness, score, summary
+from worldmodels.controller import RealFitness, score
+from worldmodels.scoring import summary
 from worldmodels.controller_files import save_controller
 from worldmodels.dream import InitialStates
 from worldmodels.leak import film_dream
@@ -150,10 +151,10 @@ def draw_rounds(rounds: list[dict]) -> Figure:
 
 def held_out_score(search: Round, s: DreamRunSettings) -> dict:
     """The official score of a search's result on the held-out tracks, measured once."""
-    seeds, official = HELD_OUT[:s.evaluate.episodes], s.spec.backends[-1]
+    seeds = HELD_OUT[:s.evaluate.episodes]
 
     def measure() -> np.ndarray:
-        return score(search.world, s.controller, search.checkpoints[-1], seeds, official,
+        return score(search.world, s.controller, search.checkpoints[-1], seeds, "official",
                      s.evaluate.max_steps)
 
     returns = cached_returns(search.folder / "held_out.safetensors", measure)

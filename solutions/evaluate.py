@@ -1,5 +1,4 @@
-"""Score a controller on episodes it has never seen, on the official environment and on the fast one; watch
-it; film it.
+"""Score a controller on episodes it has never seen, on the official environment; watch it; film it.
 
 python -m solutions.evaluate --run runs/car
 python -m solutions.evaluate --run runs/car --render human
@@ -17,11 +16,11 @@ from typing import Literal
 
 import numpy as np
 
-from worldmodels.controller import ControllerSettings, controllers_for, score, score_policy, summary
+from worldmodels.controller import ControllerSettings, controllers_for, score
+from worldmodels.scoring import score_policy, summary
 from worldmodels.controller_files import load_controller
 from worldmodels.dream import DreamFitness, DreamSettings
 from worldmodels.dream_envs import find_initial_states, initial_states_from_picture
-from worldmodels.envs import has_envpool
 from worldmodels.films import film_episode, watch
 from worldmodels.planning import Planner, PlanSettings
 from worldmodels.rollouts import HELD_OUT
@@ -44,18 +43,6 @@ def typed_command() -> str:
     return shlex.join(["python", *sys.orig_argv[1:]])
 
 
-def gap(fast: np.ndarray, official: np.ndarray) -> dict:
-    """Mean return on EnvPool minus that on the official environment, its 95 % interval, and whether the
-    two overlap."""
-    rng = np.random.default_rng(0)
-    fast_means, official_means = (rng.choice(r, (10_000, len(r))).mean(1) for r in (fast, official))
-    low, high = np.percentile(fast_means - official_means, [2.5, 97.5])
-    f, o = summary(fast), summary(official)
-    return {"mean": round(float(fast.mean() - official.mean()), 1), "low": round(float(low), 1),
-            "high": round(float(high), 1),
-            "intervals_overlap": bool(f["low"] <= o["high"] and o["low"] <= f["high"])}
-
-
 def held_out(s: EvaluateSettings) -> range:
     """The seeds of a score; a ValueError where there are not so many."""
     if not 1 <= s.episodes <= len(HELD_OUT):
@@ -63,9 +50,9 @@ def held_out(s: EvaluateSettings) -> range:
     return HELD_OUT[:s.episodes]
 
 
-def facts(game: GameSpec, seeds: range, max_steps: int, *packages: str) -> dict:
+def facts(game: GameSpec, seeds: range, max_steps: int) -> dict:
     """What it takes to repeat a score."""
-    return {"environment": game.env_id, "versions": {name: version(name) for name in [*packages, "torch"]},
+    return {"environment": game.env_id, "versions": {name: version(name) for name in (game.package, "torch")},
             "revision": revision(), "seeds": [seeds[0], seeds[-1]], "max_steps": max_steps,
             "command": typed_command()}
 
@@ -80,24 +67,18 @@ def evaluate(folder: Path, world: WorldModel, settings: ControllerSettings, para
     """
     controllers_for(world, settings, params)  # refuses a controller of another width before the first step
 
-    def drive(seeds: range, backend: str) -> np.ndarray:
-        return score(world, settings, params, seeds, backend, s.max_steps)
+    def drive(seeds: range) -> np.ndarray:
+        return score(world, settings, params, seeds, "official", s.max_steps)
 
     return write_report(folder, drive, s, world.game)
 
 
 def write_report(folder: Path, drive: Callable, s: EvaluateSettings,
                  game: GameSpec | str = "CarRacing") -> dict:
-    """The report of whatever `drive(seeds, backend)` gives the returns (episodes,) of; see `evaluate`."""
+    """The report of whatever `drive(seeds)` gives the returns (episodes,) of; see `evaluate`."""
     game, seeds = find_game(game), held_out(s)
-    backends = [name for name in reversed(game.backends) if name != "envpool" or has_envpool()]
-    returns = {backend: drive(seeds, backend) for backend in backends}
-    report = facts(game, seeds, s.max_steps, *backends)
-    for backend, r in returns.items(): report[backend] = report_score(backend, r)
-    if "envpool" in game.backends:
-        known = "envpool" in returns
-        report["gap"] = gap(returns["envpool"],
-                            returns["gymnasium"]) if known else "EnvPool is not installed here"
+    report = facts(game, seeds, s.max_steps)
+    report[game.package] = report_score(game.package, drive(seeds))
     write_json(folder / "report.json", report)
     return report
 
@@ -130,11 +111,11 @@ def evaluate_dream(folder: Path, world: WorldModel, settings: ControllerSettings
 def evaluate_plan(folder: Path, world: WorldModel, s: EvaluateSettings, plan: PlanSettings) -> dict:
     """Write `folder`/plan.json: the returns of planning in M on the official environment, and its cost a
     step."""
-    seeds, planner, official = held_out(s), Planner(world, plan), world.game.backends[-1]
-    returns = score_policy(planner, seeds, official, s.max_steps, size=world.vision.size, game=world.game)
+    seeds, planner = held_out(s), Planner(world, plan)
+    returns = score_policy(planner, seeds, "official", s.max_steps, size=world.vision.size, game=world.game)
     cost = {"ms_a_step": round(1000 * planner.seconds / planner.acted, 2),
             "dreamt_steps_a_step": planner.dreamt / planner.acted}
-    report = facts(world.game, seeds, s.max_steps, official) | {"plan": asdict(plan), "cost": cost}
+    report = facts(world.game, seeds, s.max_steps) | {"plan": asdict(plan), "cost": cost}
     report |= report_score("planning", returns)
     write_json(folder / "plan.json", report)
     return report

@@ -2,7 +2,7 @@
 
 python -m solutions.ppo --settings laptop --run runs/ppo
 python -m solutions.ppo --settings laptop --run runs/ppo --render human
-python -m solutions.ppo --settings laptop --run runs/ppo --drive 128 --official 24
+python -m solutions.ppo --settings laptop --run runs/ppo --drive 152
 """
 import json
 import shutil
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from worldmodels.controller import score_policy
+from worldmodels.scoring import score_policy
 from worldmodels.films import watch_policy
 from worldmodels.ppo import PPOPolicy, PPOSettings, load_ppo, require_sb3, train_ppo
 from worldmodels.collect import collect
@@ -36,9 +36,7 @@ class PPOCommand:
     render: Literal["no", "human"] = "no"
     """human: watch it in a window, track after track, until Esc, instead of training it"""
     drive: int = 0
-    """episodes that it records on the fast environment, into the run's store, for `--store`"""
-    official: int = 0
-    """episodes beside them on the official environment"""
+    """episodes that it records into the run's store, for `--store`"""
     publish: str = ""
     """folder to write the driver, its curve and its score to, in the end"""
     ppo: PPOSettings = field(default_factory=PPOSettings)
@@ -48,8 +46,7 @@ class PPOCommand:
 def record_driving(folder: Path, driver: PPOPolicy, s: PPOCommand) -> RolloutStore:
     """The run's store, with the episodes that PPO drives; what is there is not driven again."""
     store = RolloutStore.create(folder / "store", "CarRacing-v3", s.ppo.size, 3)
-    collect(store, driver, s.drive, "fast", 40_000, s.ppo.max_steps, tag="ppo")
-    return collect(store, driver, s.official, "gymnasium", 50_000, s.ppo.max_steps, tag="ppo")
+    return collect(store, driver, s.drive, "fast", 40_000, s.ppo.max_steps, tag="ppo")
 
 
 def evaluate(folder: Path, driver: PPOPolicy, s: PPOCommand) -> None:
@@ -59,8 +56,8 @@ def evaluate(folder: Path, driver: PPOPolicy, s: PPOCommand) -> None:
         report = json.loads(path.read_text())
         if report["gymnasium"]["episodes"] == s.evaluate.episodes: return
 
-    def returns(seeds, backend):
-        return score_policy(driver, seeds, backend, s.evaluate.max_steps, size=s.ppo.size)
+    def returns(seeds):
+        return score_policy(driver, seeds, "official", s.evaluate.max_steps, size=s.ppo.size)
 
     write_report(folder, returns, s.evaluate)
 
@@ -88,10 +85,10 @@ def run(s: PPOCommand) -> PPOPolicy:
         watch_policy(driver, HELD_OUT, s.evaluate.max_steps, s.ppo.size)
         return driver
     scoring = tuple(f"evaluate.{name}" for name in vars(s.evaluate))
-    ignored = ("fresh", "run", "render", "drive", "official", "publish", *scoring)
+    ignored = ("fresh", "run", "render", "drive", "publish", *scoring)
     claim_run_folder(folder, s, s.fresh, ignore=ignored)
     driver = train_ppo(s.ppo, folder, s.seed)
-    if s.drive or s.official: record_driving(folder, driver, s)
+    if s.drive: record_driving(folder, driver, s)
     evaluate(folder, driver, s)
     if s.publish: publish(folder, Path(s.publish))
     print(f"PPO, its curve and its score are in {folder}")

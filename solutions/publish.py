@@ -135,10 +135,9 @@ Seeds are {report['seeds'][0]} to {report['seeds'][1]}, used for nothing else. `
 
 
 def score_lines(report: dict, shipped: dict) -> str:
-    """Lines of the card's table: every backend, as the run was and as it is shipped."""
-    backends = [name for name in find_game(report["environment"]).backends[::-1] if name in report]
-    scores = {name: report[name] for name in backends}
-    scores |= {f"{name}, in half precision": shipped[name] for name in backends if name in shipped}
+    """Lines of the card's table: as the run was and as it is shipped."""
+    package = find_game(report["environment"]).package
+    scores = {package: report[package], f"{package}, in half precision": shipped[package]}
     return "".join(f"| {name} | {r['mean']} ± {r['sd']} | {r['low']} to {r['high']} | {r['episodes']} |\n"
                    for name, r in scores.items())
 
@@ -165,7 +164,7 @@ def run(s: PublishSettings) -> Path:
     note = write_weights(source, fresh, s)
     world, controller = WorldModel.load(fresh), load_controller(fresh / "controller.safetensors")
     shipped = evaluate(fresh, world, *controller, s.evaluate)
-    driven = max(sample.episodes(), key=lambda e: ("gymnasium" in e.source, "controller" in e.source))
+    driven = max(sample.episodes(), key=lambda e: "controller" in e.source)
     drawing(world, driven).savefig(fresh / "drive.png")
     report = json.loads((source / "report.json").read_text())
     (fresh / "CARD.md").write_text(card(source, sample, report, shipped, note))

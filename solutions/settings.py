@@ -36,9 +36,7 @@ class ScoutSettings:
     vit_wm_steps: int = 1000
     """updates of the scout's ViT-WM, where that is V and M"""
     episodes: int = 128
-    """episodes that the scout drives on the fast environment"""
-    official: int = 32
-    """episodes that it drives on the official one"""
+    """episodes that the scout drives"""
     action_noise: float = 0.3
     """size of the smooth noise added to what its C decides, so that the data shows mistakes and how to
     mend them"""
@@ -49,7 +47,7 @@ class EvaluateSettings:
     """How a run is scored."""
 
     episodes: int = 100
-    """held-out tracks, the same on the official environment and on the fast one"""
+    """held-out tracks, on the official environment"""
     max_steps: int = 1000
     """steps after which an episode is cut"""
 
@@ -157,8 +155,6 @@ class IterateSettings:
     """rounds after the naive one; 0 is the naive dream alone"""
     episodes: int = 48
     """episodes driven for a round on the fast environment"""
-    official: int = 8
-    """episodes beside them on the official one"""
     max_steps: int = 400
     """steps after which such an episode is cut"""
     drivers: int = 4
@@ -186,22 +182,21 @@ class IterateSettings:
     """validation tracks for a real score of every checkpoint, after everything is trained"""
 
     def __post_init__(self):
-        at_least(self, rounds=0, official=0, action_noise=0, recent=0, context=0, reward_radius=0)
+        at_least(self, rounds=0, action_noise=0, recent=0, context=0, reward_radius=0)
         at_least(self, episodes=1, max_steps=1, drivers=1, dreams=1, leak_tracks=1)
         for temperature in self.temperatures:
             if not temperature > 0: raise ValueError(f"temperatures must be above 0, not {temperature}")
         if not 0 <= self.first_frame_fraction < 1:
             raise ValueError(f"first_frame_fraction must be a share from 0 to below 1, not "
                              f"{self.first_frame_fraction}")
-        if max(self.episodes, self.official) > 1000:
-            raise ValueError("episodes and official must be at most 1000: each round has that many seeds of "
-                             "its own")
+        if self.episodes > 1000:
+            raise ValueError(f"episodes must be at most 1000 (each round has seeds of its own), not "
+                             f"{self.episodes}")
         if self.rounds > 30:
             raise ValueError(f"rounds must be at most 30 (each has seeds of its own), not {self.rounds}")
-        for name in ("episodes", "official"):
-            if getattr(self, name) % self.drivers:
-                raise ValueError(f"{name} must be a multiple of drivers = {self.drivers}, who share them, "
-                                 f"not {getattr(self, name)}")
+        if self.episodes % self.drivers:
+            raise ValueError(f"episodes must be a multiple of drivers = {self.drivers}, who share them, not "
+                             f"{self.episodes}")
 
 
 @dataclass(frozen=True)
@@ -350,8 +345,8 @@ class Sections(TrainSettings):
 
 def bytes_to_come(s: TrainSettings) -> int:
     """An upper estimate of what the rollouts of a run take on disk."""
-    frames = (s.collect.episodes + s.collect.official) * (s.collect.max_steps + 1)
-    if s.scout.generations: frames += (s.scout.episodes + s.scout.official) * (s.evolve.max_steps + 1)
+    frames = s.collect.episodes * (s.collect.max_steps + 1)
+    if s.scout.generations: frames += s.scout.episodes * (s.evolve.max_steps + 1)
     return estimate_bytes(frames, s.collect.size)
 
 
@@ -375,8 +370,19 @@ def claim_run(s: TrainSettings, stage: bool = False, joint: bool = True) -> Path
                          "with; --scout.generations 0 trains this stage without one")
     s.spec.require()
     folder = Path(s.run)
+    if not s.fresh: refuse_envpool(folder)
     if not (s.store or s.latents or (folder / "store").exists()): require_space(folder, bytes_to_come(s))
     return claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "game_file"))
+
+
+def refuse_envpool(folder: Path) -> None:
+    """A ValueError for a run that began on EnvPool and is not finished: going on would mix two roads."""
+    store = folder / "store"
+    if (folder / "report.json").exists() or not (store / "store.json").exists(): return
+    if any(source.startswith("envpool/") for source in RolloutStore(store).sources):
+        raise ValueError(f"{folder} was begun on EnvPool, which draws otherwise and is used no more: going "
+                         "on would mix the two. --fresh starts it anew; python -m solutions.evaluate --run "
+                         f"{folder} scores the controller that it has")
 
 
 def from_command_line(description: str | None) -> TrainSettings:

@@ -110,9 +110,6 @@ def scout(folder: Path, store: RolloutStore, s: TrainSettings, clock: Clock) -> 
     clock("the scout's C")
     policy = WorldModelPolicy(world, controllers_for(world, s.controller, params), s.scout.action_noise)
     collect(store, policy, s.scout.episodes, "fast", 20_000, s.evolve.max_steps, s.collect.rows, "scout")
-    if s.spec.official:
-        collect(store, policy, s.scout.official, s.spec.official, 30_000, s.evolve.max_steps, s.collect.rows,
-                "scout")
     clock("the scout's driving")
     return world, params
 

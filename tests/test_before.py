@@ -19,7 +19,6 @@ from worldmodels.controller_files import load_controller
 from worldmodels.dream_envs import DreamEnv
 from worldmodels.tools.settings import load
 from worldmodels.tools.store import RolloutStore
-from worldmodels.tools.training import read_lines
 from worldmodels.tools.world import Vision, WorldModel, data, load_model, save_model
 
 BEFORE = Path(__file__).parent / "before"
@@ -55,17 +54,12 @@ def test_it_is_a_finished_run_to_today_s_command(old):
     with pytest.raises(ValueError, match="seed: 0 -> 1"): train(replace(settings(), seed=1), old)
 
 
-def test_its_search_goes_on_where_it_was_killed(old):
-    whole = load_controller(old / "controller.safetensors")[1]
-    lines = read_lines(old / "evolution.jsonl")
-    (old / "controller.safetensors").unlink()
-    first, *_ = (old / "evolution.jsonl").read_text().splitlines(keepends=True)
-    (old / "evolution.jsonl").write_text(first)
-    train(settings(), old)
-    again = read_lines(old / "evolution.jsonl")
-    assert [line["generation"] for line in again] == [line["generation"] for line in lines] and again[0] == lines[0]
-    np.testing.assert_allclose([line["asked"] for line in again], [line["asked"] for line in lines], rtol=1e-6)
-    assert load_controller(old / "controller.safetensors")[1].shape == whole.shape
+def test_unfinished_it_would_need_envpool_and_is_refused_by_name(old):
+    (old / "report.json").unlink()
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="was begun on EnvPool.*--fresh starts it anew.*solutions.evaluate --run"):
+        train(settings(), old)
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
 
 
 def test_it_is_scored(old):
@@ -74,6 +68,15 @@ def test_it_is_scored(old):
     written = json.loads((BEFORE / "report.json").read_text())
     assert report["environment"] == written["environment"] and report["seeds"] == written["seeds"]
     np.testing.assert_allclose(report["gymnasium"]["returns"], written["gymnasium"]["returns"], atol=8)
+
+
+def test_settings_that_are_gone_are_passed_over(tmp_path):
+    (tmp_path / "settings.ini").write_text("[old]\ncollect.official = 7\nscout.action_noise = 0.7\n")
+    with pytest.warns(FutureWarning, match="no setting collect.official any more"):
+        s = load(TrainSettings, ["--settings", "old"], ini=tmp_path / "settings.ini", part_of=Sections)
+    assert s.scout.action_noise == 0.7
+    with pytest.warns(FutureWarning): s = load(TrainSettings, ["--scout.official", "3", "--seed", "4"], part_of=Sections)
+    assert s.seed == 4
 
 
 def test_settings_of_old_names_load(tmp_path):

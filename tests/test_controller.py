@@ -13,8 +13,9 @@ import worldmodels.controller as c
 from solutions.settings import TrainSettings
 from worldmodels.controller import (Controllers, ControllerSettings, EvolveSettings, RealFitness,
                                     WorldModelPolicy, evolve)
-from worldmodels.envs import Envs, make_envs
-from worldmodels.rollouts import HELD_OUT, TRAINING, VALIDATION, Policy, RoadFollower, run_episodes
+from worldmodels import scoring
+from worldmodels.envs import Envs
+from worldmodels.rollouts import HELD_OUT, TRAINING, VALIDATION, run_episodes
 from worldmodels.tools.training import read_lines
 from worldmodels.tools.games import CAR_RACING
 from worldmodels.tools.world import WorldModel
@@ -151,80 +152,6 @@ def test_action_noise_is_smooth_and_belongs_to_the_seed(world):
     assert (both[:, 0] != both[:, 1]).any()
 
 
-# ---- the loop that scores
-
-def test_any_policy_is_scored_on_its_tracks_in_order():
-    seeds = [3, 4, 5, 6, 7]
-    together, lengths = c.score_policy(RoadFollower(), seeds, "fast", 30, rows=2, return_lengths=True)
-    alone = [run_episodes(make_envs(seeds=[seed]), RoadFollower(), 30)[0][0] for seed in seeds]
-    np.testing.assert_array_equal(together, alone)
-    assert lengths.tolist() == [30] * 5
-    np.testing.assert_array_equal(c.score_policy(RoadFollower(), seeds, "fast", 30), alone)
-
-
-class Counted(Slides):
-    """Says when it is made, reseeded and closed, and with how many threads torch runs meanwhile."""
-
-    log = []
-
-    def __init__(self, game, seeds, size, backend):
-        super().__init__(game, seeds, size)
-        self.log.append(("made", self.game.name, [*seeds], size, backend))
-
-    def reseed(self, seeds):
-        super().reseed(seeds)
-        self.log.append(("reseeded", [*seeds]))
-
-    def _step(self, actions, rows):
-        self.threads = torch.get_num_threads()
-        return super()._step(actions, rows)
-
-    def close(self): self.log.append(("closed", self.threads))
-
-
-class Straight(Policy):
-    name = "straight"
-
-    def act(self, frames, rows): return np.zeros((len(rows), self.width))
-
-    def start(self, envs): self.width = envs.game.action_dim
-
-
-@pytest.fixture
-def counted(monkeypatch):
-    """`make_envs` counts, and torch has four threads."""
-    monkeypatch.setattr(c, "make_envs", Counted)
-    monkeypatch.setattr(Counted, "log", [])
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield Counted.log
-    torch.set_num_threads(before)
-
-
-def test_batches_share_environments_and_torch_gives_way(counted, capsys):
-    returns, lengths = c.score_policy(Straight(), range(5), "b", 100, rows=2, game="TakeCover", return_lengths=True)
-    assert counted == [("made", "TakeCover", [0, 1], 64, "b"), ("reseeded", [2, 3]), ("closed", 2),
-                       ("made", "TakeCover", [4], 64, "b"), ("closed", 2)]
-    assert returns.tolist() == lengths.tolist() == [3, 5, 3, 5, 3] and torch.get_num_threads() == 4
-    assert "straight on b: 100%" in capsys.readouterr().err
-
-
-def test_a_loop_that_fails_closes_its_environments_and_gives_the_threads_back(counted):
-    class Broken(Straight):
-        def act(self, frames, rows):
-            if len(rows) < 2: raise KeyboardInterrupt
-            return super().act(frames, rows)
-    with pytest.raises(KeyboardInterrupt): c.score_policy(Broken(), range(2), "b", 100)
-    assert [what for what, *_ in counted] == ["made", "closed"] and torch.get_num_threads() == 4
-
-
-def test_a_fitness_drives_its_population_in_one_batch_without_a_bar(world, counted, capsys):
-    fitness = RealFitness(world, C, backend="b")
-    fitness(numbers(world, 2), [3, 4, 5])
-    assert counted == [("made", "CarRacing", [3, 4, 5, 3, 4, 5], 64, "b"), ("closed", 2)]
-    assert fitness.steps == 3 + 5 + 7 + 9 + 11 + 13 and not capsys.readouterr().err
-
-
 def test_returns_of_a_population_are_those_of_its_candidates(world):
     params, fitness = numbers(world, 2), RealFitness(world, C, max_steps=15)
     both = fitness(params, [3, 4])
@@ -235,7 +162,7 @@ def test_returns_of_a_population_are_those_of_its_candidates(world):
 
 def test_wrong_widths_and_backends_are_refused_before_anything_moves(world, monkeypatch):
     def never(*_, **__): raise AssertionError("an environment was made")
-    monkeypatch.setattr(c, "make_envs", never)
+    monkeypatch.setattr(scoring, "make_envs", never)
     with pytest.raises(ValueError, match="has 39 parameters, got 867"):
         RealFitness(world, C)(np.zeros((1, 867)), [0])
     monkeypatch.undo()
@@ -416,14 +343,6 @@ def test_a_generation_notes_the_steps_it_drove(world, tmp_path):
 
 
 # ---- scores
-
-def test_a_summary_holds_the_mean_and_its_interval():
-    returns = np.array([900.0] * 90 + [300.0] * 10)
-    s = c.summary(returns)
-    assert s["mean"] == 840 and s["sd"] == 180 and s["low"] < 840 < s["high"] and s["episodes"] == 100
-    assert c.summary(returns) == s
-    with pytest.raises(ValueError, match="no episode"): c.summary(np.array([]))
-
 
 @pytest.mark.parametrize("returns", [
     np.random.default_rng(0).normal(800, 100, 60), 900 - np.random.default_rng(1).exponential(100, 40)],

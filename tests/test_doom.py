@@ -19,7 +19,8 @@ from solutions import doom as solution
 from solutions import doom_exercises as exercises
 from solutions import doom_report
 from worldmodels import doom
-from worldmodels.controller import WorldModelPolicy, controllers_for, score_policy
+from worldmodels.controller import WorldModelPolicy, controllers_for
+from worldmodels.scoring import score_policy
 from worldmodels.controller_files import load_controller, save_controller
 from worldmodels.doom import (C_DOOM, M_DOOM, V_DOOM, RandomHoldPolicy, Runner, calibrate, done_logits, done_loss,
                               dream_to_the_end, fire, platt, replay_health, survive_dreams)

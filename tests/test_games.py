@@ -16,7 +16,8 @@ from gymnasium.utils.env_checker import check_env
 from solutions.train import run as train
 from solutions.settings import Sections, TrainSettings
 from worldmodels.collect import record
-from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for, score_policy
+from worldmodels.controller import ControllerSettings, WorldModelPolicy, controllers_for
+from worldmodels.scoring import score_policy
 from worldmodels.dream import InitialStates
 from worldmodels.dream_envs import DreamEnv, DreamVectorEnv, game_dreams
 from worldmodels.envs import make_envs
@@ -49,8 +50,7 @@ def cart(): return register_game("CartPole", "CartPole-v1", crop=(0.35, 0.85, 0.
     (dict(low=(0.0,)), "one number for each entry"), (dict(low=(2.0, 0.0)), "below its high"),
     (dict(high=(1.0, np.inf)), "both finite"), (dict(crop=(0.5, 0.5, 0, 1)), "top < bottom"),
     (dict(crop=(0, 1.5, 0, 1)), "shares from 0 to 1"), (dict(pictures="film"), "pictures must be one of"),
-    (dict(max_steps=0), "max_steps must be at least 1"), (dict(fps=0), "fps must be above 0"),
-    (dict(backends=()), "at least one backend")])
+    (dict(max_steps=0), "max_steps must be at least 1"), (dict(fps=0), "fps must be above 0")])
 def test_an_entry_that_makes_no_sense_is_refused(wrong, words):
     with pytest.raises(ValueError, match=words):
         GameSpec(**{"name": "X", "env_id": "x", "low": (0.0, 0.0), "high": (1.0, 1.0)} | wrong)

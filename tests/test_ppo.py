@@ -17,7 +17,7 @@ import solutions.ppo
 from solutions.ppo import PPOCommand
 from solutions.settings import Sections
 from worldmodels import ppo as p
-from worldmodels.controller import score_policy
+from worldmodels.scoring import score_policy
 from worldmodels.ppo import AutoresetVectorEnv, FrameStack, PPOPolicy, PPOSettings, as_sb3_vec_env
 from worldmodels.rollouts import HELD_OUT, run_episodes
 from worldmodels.tools.doubles import ScriptedEnvs

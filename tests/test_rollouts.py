@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 
 from worldmodels import collect as collecting
-from worldmodels import envs as environments
 from worldmodels import rollouts
 from worldmodels.collect import collect, groups, record
-from worldmodels.envs import Envs, GymnasiumEnvs, GymnasiumRows, Worker, choose_backend, has_envpool, make_envs
+from worldmodels.envs import BACKENDS, Envs, GymnasiumRows, Worker, make_envs
 from worldmodels.rollouts import HELD_OUT, NoisePolicy, Policy, RoadFollower, prepare, run_episodes
 from worldmodels.tools.doubles import LabelPolicy, ScriptedEnvs
 from worldmodels.tools.games import GameSpec
 from worldmodels.tools.store import RolloutStore
-
-ALL = ["gymnasium", *(["envpool"] if has_envpool() else [])]
 
 
 class Constant(Policy):
@@ -52,7 +49,7 @@ def wiggle(envs, rows, steps=25):
 
 # What an environment is
 
-@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_row_depends_on_its_seed_and_on_nothing_else(envs, backend):
     a, b = envs(seeds=[4, 5, 6], backend=backend), envs(seeds=[6, 9, 4, 5], backend=backend)
     first_a, first_b = a.reset(), b.reset()
@@ -67,7 +64,7 @@ def test_a_row_depends_on_its_seed_and_on_nothing_else(envs, backend):
     np.testing.assert_array_equal(wiggle(a, [0, 1, 2])[0], frames_a)
 
 
-@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_row_that_waited_stands_where_it_was(envs, backend):
     a, b = envs(seeds=[1, 2], backend=backend), envs(seeds=[2], backend=backend)
     a.reset(), b.reset()
@@ -95,7 +92,7 @@ class Ending:
 def test_the_official_flags_are_kept_apart():
     endings = [Ending(-100.0, True, False), Ending(3.0, False, True)]
     game = GameSpec("Ending", "ending", (-1.0,), (1.0,), make=lambda render_mode: endings.pop(0))
-    _, rewards, terminated, truncated = GymnasiumRows(game, 2, 4).step([0, 1], np.zeros((2, 1)))
+    _, rewards, terminated, truncated, _ = GymnasiumRows(game, 2, 4).step([0, 1], np.zeros((2, 1)))
     assert (rewards.tolist(), terminated.tolist(), truncated.tolist()) == ([-100, 3], [True, False], [False, True])
 
 
@@ -116,8 +113,8 @@ def test_prepare_keeps_what_is_above_the_panel():
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(game="CarRacing-v0"), "unknown game 'CarRacing-v0', did you mean CarRacing.; known are CarRacing, TakeCover"),
-    (dict(game="VizdoomTakeCover-v1", backend="envpool"), "unknown backend 'envpool'; known are fast, vizdoom"),
-    (dict(backend="envpol"), "unknown backend 'envpol'; known are fast, envpool, gymnasium"),
+    (dict(game="VizdoomTakeCover-v1", backend="envpool"), "unknown backend 'envpool' .EnvPool is used no more.*known are fast, official"),
+    (dict(backend="slow"), "unknown backend 'slow'; known are fast, official"),
     (dict(seeds=[]), "at least one seed"), (dict(seeds=[-1]), "got -1"), (dict(seeds=[0.5]), "got 0.5"),
     (dict(seeds=[2**31]), "from 0 to 2147483647"), (dict(seeds=[True]), "got True"),
     (dict(size=0), "at least 1, got 0"), (dict(size=6.4), "got 6.4")])
@@ -154,10 +151,41 @@ def test_actions_beyond_the_bounds_are_clipped(envs):
     np.testing.assert_array_equal(*frames)
 
 
-def test_without_envpool_fast_is_the_official_environment(monkeypatch):
-    monkeypatch.setattr(environments, "has_envpool", lambda: False)
-    assert isinstance(make_envs(), GymnasiumEnvs)
-    with pytest.raises(ImportError, match="pip install envpool.*backend='gymnasium'"): make_envs(backend="envpool")
+def test_an_action_is_repeated_until_the_episode_is_over(envs):
+    a, b = envs(seeds=[2, 3]), envs(seeds=[2, 3])
+    a.reset(), b.reset()
+    for _ in range(12): one_by_one = [a.step_rows([[0.02, 0.4, 0]] * 2, [0, 1]) for _ in range(4)]
+    for _ in range(12): at_once = b.step_rows([[0.02, 0.4, 0]] * 2, [0, 1], repeat=4)
+    np.testing.assert_array_equal(one_by_one[-1][0], at_once[0])
+    np.testing.assert_allclose(sum(x[1] for x in one_by_one), at_once[1], rtol=1e-5)
+    assert b.taken.tolist() == [4, 4]
+    while True:  # off the field
+        alive = np.flatnonzero(~b.over)
+        *_, terminated, truncated = b.step_rows([[0.02, 0.4, 0]] * len(alive), alive, repeat=50)
+        if terminated.any(): break
+    assert b.taken[terminated].max() < 50
+
+
+def test_the_two_halves_of_a_step_come_in_their_order(envs):
+    e = envs(seeds=[2])
+    e.reset()
+    with pytest.raises(ValueError, match="no row is on its way"): e.receive()
+    e.send([[0, 0, 0]], [0])
+    with pytest.raises(ValueError, match="on their way: receive"): e.send([[0, 0, 0]], [0])
+    assert e.receive()[0].shape == (1, 64, 64, 3)
+    with pytest.raises(ValueError, match="repeat must be at least 1, got 0"): e.step_rows([[0, 0, 0]], [0], repeat=0)
+
+
+def test_frames_lie_in_shared_memory_and_leave_nothing_behind(envs):
+    def files(): return {name for name in os.listdir("/dev/shm") if name.startswith("worldmodels-")} \
+        if os.path.isdir("/dev/shm") else set()
+    before = files()
+    e = envs(seeds=[2, 3])
+    first = e.reset()
+    assert files() == before, "its name is gone while it is used"
+    kept = first.copy()
+    e.step_rows(np.zeros((2, 3)), [0, 1])
+    np.testing.assert_array_equal(first, kept, "what was given is nobody's to overwrite")
 
 
 # Worker processes
@@ -168,7 +196,7 @@ def alive(pid: int) -> bool:
 
 
 def test_a_killed_worker_is_told_and_takes_the_others_along(envs):
-    e = envs(seeds=[1, 2], backend="gymnasium")
+    e = envs(seeds=[1, 2], backend="official")
     e.reset()
     processes = [worker.process for worker in e.workers]
     processes[0].kill()
@@ -179,8 +207,10 @@ def test_a_killed_worker_is_told_and_takes_the_others_along(envs):
     assert len(e.reset()) == 2, "a reset begins anew, with new workers"
 
 
-def test_a_worker_that_fails_says_why():
-    worker = Worker(GameSpec("None", "NoSuchWorld-v0", (-1.0,), (1.0,)), 1, 64)
+def test_a_worker_that_fails_says_why(tmp_path):
+    path = tmp_path / "frames"
+    path.write_bytes(bytes(64 * 64 * 3))
+    worker = Worker(GameSpec("None", "NoSuchWorld-v0", (-1.0,), (1.0,)), 64, "official", str(path), 1, range(1))
     worker.ask([1])
     with pytest.raises(RuntimeError, match=r"failed:\nTraceback(.|\n)*NoSuchWorld"): worker.hear()
     worker.close()
@@ -188,7 +218,7 @@ def test_a_worker_that_fails_says_why():
 
 def test_an_interrupted_step_leaves_no_answer_behind(envs, monkeypatch):
     def interrupted(self): raise KeyboardInterrupt
-    e = envs(seeds=[1], backend="gymnasium")
+    e = envs(seeds=[1], backend="official")
     first = e.reset()
     with monkeypatch.context() as m:
         m.setattr(Worker, "hear", interrupted)
@@ -200,7 +230,7 @@ def test_an_interrupted_step_leaves_no_answer_behind(envs, monkeypatch):
 def test_workers_need_no_main_guard_nor_torch_and_leave_with_their_parent(tmp_path):
     script = tmp_path / "script.py"  # no `if __name__ == "__main__"`, and it kills itself
     script.write_text("import os, signal, sys\nfrom worldmodels.envs import make_envs\n"
-                      "envs = make_envs(seeds=[1], backend='gymnasium')\nenvs.reset()\n"
+                      "envs = make_envs(seeds=[1], backend='official')\nenvs.reset()\n"
                       "print(*[w.process.pid for w in envs.workers], 'torch' in sys.modules, flush=True)\n"
                       "os.kill(os.getpid(), signal.SIGKILL)\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
@@ -212,7 +242,7 @@ def test_workers_need_no_main_guard_nor_torch_and_leave_with_their_parent(tmp_pa
     pytest.fail("workers outlive their parent")
 
 
-@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_other_seeds_take_the_place_of_the_old_ones(envs, backend):
     e = envs(seeds=[1, 2], backend=backend)
     e.reset(), e.step_rows(np.zeros((2, 3)), [0, 1])
@@ -277,7 +307,7 @@ def test_wrong_numbers_are_refused(wrong):
         run_episodes(ScriptedEnvs([[1]]), LabelPolicy(), **wrong)
 
 
-@pytest.mark.parametrize("backend", ALL)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_episode_has_one_frame_more_than_actions(envs, backend):
     e = envs(seeds=[8, 3], backend=backend)
     episodes, first = record(e, NoisePolicy("held", 12), 12, "me"), e.reset()
@@ -364,8 +394,8 @@ def test_a_collection_grows_and_takes_other_rows(store, recordings):
 
 def test_each_episode_says_who_drew_and_who_drove(store):
     collect(store, NoisePolicy("held"), 1, "fast", max_steps=5)
-    collect(store, Constant(0, 0, 0), 1, "gymnasium", 7, max_steps=5)
-    assert store.sources == [f"{choose_backend()}/held", "gymnasium/policy"] and store.seeds.tolist() == [0, 7]
+    collect(store, Constant(0, 0, 0), 1, "official", 7, max_steps=5)
+    assert store.sources == ["fast/held", "official/policy"] and store.seeds.tolist() == [0, 7]
 
 
 @pytest.mark.parametrize("wrong", [dict(episodes=-1), dict(rows=0), dict(max_steps=0), dict(first_seed=-1),

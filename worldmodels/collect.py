@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from .envs import Envs, choose_backend, make_envs
+from .envs import Envs, make_envs
 from .rollouts import HELD_OUT, Policy, run_episodes
 from .tools.store import Episode, RolloutStore, estimate_bytes, require_space
 
@@ -59,9 +59,7 @@ class CollectSettings:
     """Which episodes are recorded."""
 
     episodes: int = 10_000
-    """episodes on the fast environment"""
-    official: int = 0
-    """episodes beside them on the official environment, whose pictures differ a little"""
+    """episodes"""
     noise: str = "brownian"
     """how the random player acts: white, brownian or held"""
     max_steps: int = 1000
@@ -98,7 +96,6 @@ def collect(store: RolloutStore, policy: Policy, episodes: int, backend: str = "
                          f"(others are held out), got {episodes}, {rows}, {max_steps} and {first_seed} to "
                          f"{last}")
     prefix = f"{tag}-{backend}"
-    drawn_by = choose_backend(backend, store.env_id)
     done = recorded(store, prefix)
     todo = [seed for seed in range(first_seed, last + 1) if seed not in done]
     require_space(store.path, estimate_bytes(len(todo) * (max_steps + 1), store.size))
@@ -115,7 +112,7 @@ def collect(store: RolloutStore, policy: Policy, episodes: int, backend: str = "
             if envs.action_space.shape != (store.action_dim,):
                 raise ValueError(f"{store.path} takes {store.action_dim} numbers an action, "
                                  f"{store.env_id} has {envs.action_space.shape[0]}")
-            found = record(envs, policy, max_steps, f"{drawn_by}/{policy.name}")
+            found = record(envs, policy, max_steps, f"{backend}/{policy.name}")
             store.append(found, f"{prefix}-{seeds[0]:05d}-{seeds[-1]:05d}")
             bar.update(len(seeds))
     finally:

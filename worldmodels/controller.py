@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SQUASHES', 'squash_car', 'linear_rows', 'ControllerSettings', 'action_bounds', 'Controllers', 'controllers_for',
-           'smooth_noise', 'WorldModelPolicy', 'EvolveSettings', 'score_policy', 'RealFitness', 'candidate_costs',
-           'drive_generation', 'evolve', 'bootstrap', 'summary', 'score', 'fit_linear_controller']
+           'smooth_noise', 'WorldModelPolicy', 'EvolveSettings', 'RealFitness', 'candidate_costs', 'drive_generation',
+           'evolve', 'bootstrap', 'score', 'fit_linear_controller']
 
 # %% ../nbs/04_controller.ipynb #bb2a37cc
 import math, time
@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .envs import make_envs
-from .rollouts import TRAINING, VALIDATION, Policy, run_episodes
+from .rollouts import TRAINING, VALIDATION, Policy
+from .scoring import drive_groups
 from .tools.bounds import above, at_least, one_of
 from .tools.check import close, equal, shape, that
 from .tools.games import GameSpec
@@ -204,14 +204,13 @@ class WorldModelPolicy(Policy):
             steps, outputs = envs.game.max_steps, self.controllers.outputs
             self.noise = np.stack([smooth_noise(rng, steps, outputs) for rng in rngs])
 
-    def act(self, frames, rows):
-        if self.t % self.world.dynamics.action_repeat == 0: self.actions = self.decide(frames, rows)
-        self.t += 1
-        return self.actions[np.searchsorted(self.kept, rows)]
+    @property
+    def looks_every(self) -> int:
+        """The frames that one step of M spans."""
+        return self.world.dynamics.action_repeat
 
     @torch.inference_mode()
-    def decide(self, frames, rows):
-        """The actions of all rows in the memory, those of `rows` from what V sees now: (kept, action_dim)."""
+    def act(self, frames, rows):
         places = np.searchsorted(self.kept, rows)  # where the living rows stand in the memory
         if len(rows) <= len(self.kept) / 2:        # half of it belongs to finished rows: drop them
             self.state = self.state.take(torch.from_numpy(places))
@@ -227,7 +226,8 @@ class WorldModelPolicy(Policy):
         if self.action_noise: noise = self.action_noise * torch.from_numpy(self.noise[self.kept, self.t])
         actions = self.controllers.act(seen, self.owner[self.kept], noise)
         _, self.state = self.world.dynamics.step(z, actions, self.state)
-        return actions.numpy()
+        self.t += self.looks_every
+        return actions.numpy()[places]
 
 # %% ../nbs/04_controller.ipynb #a5a3997c
 @dataclass(frozen=True)
@@ -264,58 +264,27 @@ class EvolveSettings:
                  validate_episodes=1, max_steps=1, patience=0, minutes=0)
         above(self, sigma=0)
 
-# %% ../nbs/04_controller.ipynb #cd3505f9
-def score_policy(policy: Policy, seeds: Sequence[int], backend: str = "gymnasium", max_steps: int = 1000,
-                 rows: int = 32, size: int = 64, game: GameSpec | str = "CarRacing", patience: int = 0,
-                 progress: bool = True, return_lengths: bool = False):
-    """Returns (n,) of one episode of `game` for each of n seeds, `rows` of them side by side.
-
-    With `return_lengths`: returns and lengths, each (n,). `patience` as in `run_episodes`; `progress`: a bar.
-    """
-    returns, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), int)
-    envs = None
-    threads = torch.get_num_threads()
-    bar = tqdm(total=len(seeds), desc=f"{policy.name} on {backend}", unit="episode", disable=not progress)
-    torch.set_num_threads(max(1, threads // 2))  # idle ones spin, and take cores from the environments
-    try:
-        for first in range(0, len(seeds), rows):
-            batch = slice(first, first + rows)
-            if envs is not None and len(envs) != len(seeds[batch]):
-                envs.close()
-                envs = None
-            if envs is None: envs = make_envs(game, seeds[batch], size, backend)
-            else: envs.reseed(seeds[batch])
-            returns[batch], lengths[batch] = run_episodes(envs, policy, max_steps, patience)
-            bar.update(len(envs))
-    finally:
-        bar.close()
-        if envs is not None: envs.close()
-        torch.set_num_threads(threads)
-    return (returns, lengths) if return_lengths else returns
-
 # %% ../nbs/04_controller.ipynb #9bf5d110
 class RealFitness:
-    """Returns of a population in the environment: all its episodes at once, V and M batched over them."""
+    """Returns of a population in the environment: V and M batched over each half of it."""
 
     def __init__(self, world: WorldModel, settings: ControllerSettings, max_steps: int = 1000,
                  patience: int = 100, backend: str = "fast"):
-        self.world, self.controllers = world, controllers_for(world, settings)
+        self.world, self.settings = world, settings
+        self.dimension = controllers_for(world, settings).dimension
         self.max_steps, self.patience, self.backend = max_steps, patience, backend
         self.steps = 0  # driven in all
 
-    @property
-    def dimension(self) -> int: return self.controllers.dimension
-
     def __call__(self, params: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
         """Candidates (P, D) on the same seeds (E,): returns (P, E)."""
-        self.controllers.load(params)
-        policy = WorldModelPolicy(self.world, self.controllers)
-        count = len(self.controllers)
-        returns, lengths = score_policy(
-            policy, list(seeds) * count, self.backend, self.max_steps, count * len(seeds),
-            self.world.vision.size, self.world.game, self.patience, progress=False, return_lengths=True)
+        halves = [part for part in np.array_split(params, 2) if len(part)]
+        groups = [(WorldModelPolicy(self.world, controllers_for(self.world, self.settings, part)),
+                   [*seeds] * len(part)) for part in halves]
+        found = drive_groups(groups, self.backend, self.max_steps, self.world.vision.size, self.world.game,
+                             self.patience, progress=False)
+        returns, lengths = (np.concatenate(part) for part in zip(*found))
         self.steps += int(lengths.sum())
-        return returns.reshape(count, -1)
+        return returns.reshape(len(params), -1)
 
 # %% ../nbs/04_controller.ipynb #6ee19d4e
 def test_costs(costs) -> None:
@@ -415,26 +384,22 @@ def test_bootstrap(bootstrap) -> None:
          "the mean ± 1.96 standard errors is another interval")
 
 # %% ../nbs/04_controller.ipynb #6a983e01
-def bootstrap(returns: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean of returns (n,), from 10,000 resampled means."""
-    means = np.random.default_rng(seed).choice(returns, (10_000, len(returns))).mean(1)
+def bootstrap(returns: np.ndarray, seed: int = 0, resamples: int = 10_000) -> tuple[float, float]:
+    """The 95 % interval of the mean of returns (n,), from resampled means; tables use
+    `scoring.interval`."""
+    means = np.random.default_rng(seed).choice(returns, (resamples, len(returns))).mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
-
-def summary(returns: np.ndarray) -> dict:
-    """Mean, sd over episodes, the mean's 95 % interval, number of episodes; ValueError if there are none."""
-    returns = np.asarray(returns, float)
-    if not len(returns): raise ValueError("no episode to sum up: a score needs at least one")
-    low, high = bootstrap(returns)
-    found = {"mean": returns.mean(), "sd": returns.std(), "low": low, "high": high}
-    return {name: round(float(x), 1) for name, x in found.items()} | {"episodes": len(returns)}
 
 # %% ../nbs/04_controller.ipynb #5d574890
 def score(world: WorldModel, settings: ControllerSettings, params: np.ndarray, seeds: Sequence[int],
           backend: str = "official", max_steps: int = 1000, rows: int = 32) -> np.ndarray:
     """Returns of one controller on `seeds`, in the game of its world: (episodes,)."""
-    policy = WorldModelPolicy(world, controllers_for(world, settings, params))
-    return score_policy(policy, seeds, backend, max_steps, rows, world.vision.size, world.game)
+    half = max(1, rows // 2)
+    groups = [(WorldModelPolicy(world, controllers_for(world, settings, params)), seeds[k:k + half])
+              for k in range(0, len(seeds), half)]
+    found = drive_groups(groups, backend, max_steps, world.vision.size, world.game)
+    return np.concatenate([returns for returns, _ in found])
 
 # %% ../nbs/04_controller.ipynb #79c5bc0a
 def test_fit_linear_controller(fit_linear_controller) -> None:

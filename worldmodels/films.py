@@ -89,8 +89,8 @@ class FilmedEnv(LocalEnv):
         self.drawings = [self.game.cut(self.env.render())]
         return frames
 
-    def _step(self, actions, rows):
-        answer = super()._step(actions, rows)
+    def _receive(self):
+        answer = super()._receive()
         self.drawings.append(self.game.cut(self.env.render()))
         return answer
 

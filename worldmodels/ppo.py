@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from tqdm.auto import tqdm
 
-from .controller import score_policy
+from .scoring import score_policy
 from .envs import Envs, make_envs
 from .rollouts import TRAINING, VALIDATION, Policy
 from .tools.bounds import at_least

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'VALIDATION', 'HELD_OUT', 'NOISES', 'prepare', 'white_noise', 'brownian', 'held', 'Policy', 'NoisePolicy',
-           'run_episodes', 'road_offset', 'RoadFollower']
+           'episodes', 'in_turn', 'run_episodes', 'road_offset', 'RoadFollower']
 
 # %% ../nbs/00_rollouts.ipynb #c5ce5eed
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import cv2
 import numpy as np
@@ -140,15 +140,17 @@ NOISES = {"white": white_noise, "brownian": brownian, "held": held}
 
 # %% ../nbs/00_rollouts.ipynb #b775c5c7
 class Policy:
-    """Drives rows of environments: `start(envs)` once, then `act(frames, rows)` at every step."""
+    """Drives rows of environments: `start(envs)` once, then `act(frames, rows)` at every look."""
 
     name = "policy"
+    looks_every = 1
+    """frames from one look to the next; an action is held for so many"""
 
     def start(self, envs: Envs) -> None:
         """Forget what was; the rows of `envs` begin new episodes."""
 
     def act(self, frames: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Actions (k, action_dim) for the frames (k, size, size, 3) of the living rows (k,), once a step."""
+        """Actions (k, action_dim) for the frames (k, size, size, 3) of the living rows (k,), once a look."""
         raise NotImplementedError
 
 # %% ../nbs/00_rollouts.ipynb #26f0e768
@@ -198,6 +200,55 @@ def test_drive(drive: Callable) -> None:
     equal("a row leaves when it is truncated, too", np.asarray(lengths), np.array([3, 6]))
 
 # %% ../nbs/00_rollouts.ipynb #dfaf6f25
+def episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 0,
+             on_step: Callable | None = None) -> Generator:
+    """`run_episodes` as a generator: it yields while the rows are on their way, and returns the same."""
+    if max_steps < 1 or patience < 0:
+        raise ValueError(f"max_steps must be at least 1, patience at least 0 (endless), got {max_steps} and "
+                         f"{patience}")
+    n = len(envs)
+    frames, rows = envs.reset(), np.arange(n)
+    returns, lengths, since_reward = np.zeros(n), np.zeros(n, int), np.zeros(n, int)
+    policy.start(envs)
+    every, t = getattr(policy, "looks_every", 1), 0
+    while len(rows) and t < max_steps:
+        looks = t % every == 0  # who listens hears of every frame, whoever looks at it or not
+        repeat = 1 if on_step else min(every, max_steps - t)
+        if looks: acting, actions = rows, policy.act(frames, rows)
+        if looks and envs.game.discrete: actions = envs.game.as_taken(actions)  # 1 for the pressed one
+        taken = actions[np.searchsorted(acting, rows)]
+        envs.send(taken, rows, repeat)
+        yield
+        next_frames, rewards, terminated, truncated = envs.receive()
+        t += repeat
+        if t == max_steps: truncated = ~terminated
+        if on_step: on_step(rows, frames, taken, rewards, terminated, truncated, next_frames)
+        returns[rows] += rewards
+        lengths[rows] += envs.taken
+        since_reward[rows] = np.where(rewards > 0, 0, since_reward[rows] + repeat)
+        alive = ~(terminated | truncated)
+        if patience:
+            stuck = alive & (since_reward[rows] >= patience)
+            returns[rows[stuck]] -= envs.game.stuck_cost * (max_steps - t)
+            alive &= ~stuck
+        frames, rows = (next_frames, rows) if alive.all() else (next_frames[alive], rows[alive])
+    return returns, lengths
+
+def in_turn(*generators: Generator) -> list:
+    """Run generators a piece each, round and round; what they return."""
+    found = [None] * len(generators)
+    living = dict(enumerate(generators))
+    try:
+        while living:
+            for k, generator in [*living.items()]:
+                try: next(generator)
+                except StopIteration as end:
+                    found[k] = end.value
+                    del living[k]
+    finally:
+        for generator in generators: generator.close()  # where one has failed, the others tidy up
+    return found
+
 def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 0,
                  on_step: Callable | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Drive one episode in every row; returns (returns (n,), lengths (n,)).
@@ -207,30 +258,7 @@ def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: in
     remains. `on_step(rows, frames, actions, rewards, terminated, truncated, next_frames)` hears of every
     step; actions are those that the game took. Raises ValueError for bad numbers.
     """
-    if max_steps < 1 or patience < 0:
-        raise ValueError(f"max_steps must be at least 1, patience at least 0 (endless), got {max_steps} and "
-                         f"{patience}")
-    n = len(envs)
-    frames, rows = envs.reset(), np.arange(n)
-    returns, lengths, since_reward = np.zeros(n), np.zeros(n, int), np.zeros(n, int)
-    policy.start(envs)
-    for t in range(max_steps):
-        actions = policy.act(frames, rows)
-        if envs.game.discrete: actions = envs.game.as_taken(actions)  # 1 for the one that is pressed
-        next_frames, rewards, terminated, truncated = envs.step_rows(actions, rows)
-        if t + 1 == max_steps: truncated = ~terminated
-        if on_step: on_step(rows, frames, actions, rewards, terminated, truncated, next_frames)
-        returns[rows] += rewards
-        lengths[rows] += 1
-        since_reward[rows] = np.where(rewards > 0, 0, since_reward[rows] + 1)
-        alive = ~(terminated | truncated)
-        if patience:
-            stuck = alive & (since_reward[rows] >= patience)
-            returns[rows[stuck]] -= envs.game.stuck_cost * (max_steps - t - 1)
-            alive &= ~stuck
-        frames, rows = (next_frames, rows) if alive.all() else (next_frames[alive], rows[alive])
-        if not len(rows): break
-    return returns, lengths
+    return in_turn(episodes(envs, policy, max_steps, patience, on_step))[0]
 
 # %% ../nbs/00_rollouts.ipynb #e1f9dc88
 def test_road_offset(road_offset: Callable) -> None:

@@ -68,9 +68,10 @@ class GameSpec:
     """what a score is counted in"""
     stuck_cost: float = 0.0
     """what each remaining frame costs an episode that is stopped because it is stuck (`patience`)"""
-    backends: tuple[str, ...] = ("gymnasium",)
-    """names in `worldmodels.envs.BACKENDS`; "fast" is the first that is installed, the last is what scores
-    are measured on"""
+    fast: Callable | str | None = None
+    """as `make`, for the same game with a faster drawing, where there is one"""
+    package: str = "gymnasium"
+    """the package that scores are measured with; reports name them by it"""
     weights: str = ""
     """folder in data/ with published weights and a sample"""
     dream: Mapping[str, object] = field(default_factory=dict)
@@ -94,7 +95,6 @@ class GameSpec:
         one_of(self, pictures=("observation", "render"))
         at_least(self, max_steps=1)
         above(self, fps=0)
-        if not self.backends: raise ValueError(f"{self.name} needs at least one backend, such as gymnasium")
 
     @property
     def action_dim(self) -> int:
@@ -106,11 +106,6 @@ class GameSpec:
         V."""
         return {key.removeprefix(f"{name}."): value for key, value in self.defaults.items()
                 if key.startswith(f"{name}.")}
-
-    @property
-    def official(self) -> str:
-        """The backend that scores are measured on, where that is another than the fast one; else empty."""
-        return self.backends[-1] if len(self.backends) > 1 else ""
 
     @property
     def action_space(self) -> gymnasium.spaces.Box:
@@ -141,11 +136,12 @@ class GameSpec:
                 action[k] = self.high[k] if more in pressed else self.low[k]
         return np.float32(action)
 
-    def make_env(self, render_mode: str | None = None) -> gymnasium.Env:
-        """One environment of the game, as its makers made it, in this process."""
-        if self.make is None: return gymnasium.make(self.env_id, render_mode=render_mode)
-        make = _place(self.make) if isinstance(self.make, str) else self.make
-        return make(render_mode=render_mode)
+    def make_env(self, render_mode: str | None = None, backend: str = "official") -> gymnasium.Env:
+        """One environment of the game in this process: the official one, or the fast one, where there is
+        one."""
+        make = self.fast if backend == "fast" and self.fast else self.make
+        if make is None: return gymnasium.make(self.env_id, render_mode=render_mode)
+        return (_place(make) if isinstance(make, str) else make)(render_mode=render_mode)
 
     def as_taken(self, actions: np.ndarray) -> np.ndarray:
         """Actions (k, action_dim) as the game takes them, float32: within the bounds, or 1 for the one
@@ -192,12 +188,12 @@ def games() -> list[str]:
 CAR_RACING = add_game(GameSpec(
     "CarRacing", "CarRacing-v3", low=(-1.0, 0.0, 0.0), high=(1.0, 1.0, 1.0), squash="car",
     shape=(96, 96), crop=(0.0, 84 / 96, 0.0, 1.0), fps=50, max_steps=1000, stuck_cost=0.1,
-    keys="worldmodels.player:steer_car", backends=("envpool", "gymnasium"), weights="carracing"))
+    keys="worldmodels.player:steer_car", fast="worldmodels.tools.fast_car:fast_car", weights="carracing"))
 
 TAKE_COVER = add_game(GameSpec(
     "TakeCover", "VizdoomTakeCover-v1", low=(-1.0,), high=(1.0,), squash="tanh",
     make="worldmodels.tools.takecover:TakeCover", requires="worldmodels.tools.takecover:require_vizdoom",
-    shape=(240, 320), crop=(0.0, 5 / 6, 0.0, 1.0), fps=35, max_steps=2100, unit="tics", backends=("vizdoom",),
+    shape=(240, 320), crop=(0.0, 5 / 6, 0.0, 1.0), fps=35, max_steps=2100, unit="tics", package="vizdoom",
     weights="takecover", dream={"temperature": 1.15, "done": "sample", "reward": "alive"},
     defaults={
         "collect.noise": "held", "vae.latent": 64, "dynamics.latent": 64, "dynamics.hidden": 512,

@@ -43,7 +43,7 @@ class Episode:
     terminated: np.ndarray  # (T,) bool: the world ended it (crash, lap done)
     truncated: np.ndarray  # (T,) bool: a limit of time ended it
     seed: int = -1  # the environment's seed (its track); -1 when unknown
-    source: str = ""  # who drew the frames and who drove, e.g. "envpool/brownian"
+    source: str = ""  # who drew the frames and who drove, e.g. "fast/brownian"
 
     def __post_init__(self):
         check_episode(self)
@@ -295,7 +295,7 @@ def batched(buffers: Iterator[tuple[np.ndarray, np.ndarray]], batch_size: int) -
 def estimate_bytes(n_frames: int, size: int, bytes_per_pixel: float = .33) -> int:
     """About how many bytes `n_frames` frames of `size` × `size` take in a store, on the safe side.
 
-    The default holds for gymnasium's CarRacing; EnvPool's pictures need 0.12."""
+    The default holds for CarRacing."""
     return int(n_frames * size * size * bytes_per_pixel)
 
 
