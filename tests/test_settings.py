@@ -225,7 +225,8 @@ def claimed(tmp_path):
     return folder
 
 
-def content(folder): return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def content(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != settings.LOCK}
 
 
 def test_a_run_folder_goes_on_with_the_same_settings(claimed):

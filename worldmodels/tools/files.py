@@ -6,14 +6,17 @@
 __all__ = ['sync', 'replacing', 'remove_orphans']
 
 # %% ../../nbs/tools/files.ipynb #0d6b0527
-import fcntl, os
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 # %% ../../nbs/tools/files.ipynb #b7a60b67
 def sync(path: Path) -> None:
     """Force a file's bytes, or a folder's names, to the disk."""
+    if os.name == "nt": return  # there a folder cannot be opened, nor a file synced that is open for reading
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
@@ -23,21 +26,23 @@ def replacing(path: Path | str) -> Iterator[Path]:
     """Give a temporary path to write to; `path` appears, whole, only when the block ends without an error."""
     path = Path(path)
     tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
+    lock = FileLock(f"{tmp}.lock")
+    try:
+        with lock:
             yield tmp
             sync(tmp)
             os.replace(tmp, path)
             sync(path.parent)
-        except BaseException:
-            tmp.unlink(missing_ok=True)
-            raise
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+    finally: Path(lock.lock_file).unlink(missing_ok=True)
 
 def remove_orphans(folder: Path) -> None:
     """Delete the `.tmp` files in `folder` that no living process is writing."""
-    for tmp in folder.glob("*.tmp"):
-        with open(tmp, "rb") as file:
-            try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError: continue
-            tmp.unlink()
+    for tmp in {folder / path.name.removesuffix(".lock") for path in folder.glob("*.tmp*")}:
+        lock = FileLock(f"{tmp}.lock", timeout=0)
+        try:
+            with lock: tmp.unlink(missing_ok=True)
+        except Timeout: continue
+        Path(lock.lock_file).unlink(missing_ok=True)
