@@ -177,7 +177,7 @@ def test_the_two_halves_of_a_step_come_in_their_order(envs):
 
 
 def test_frames_lie_in_shared_memory_and_leave_nothing_behind(envs):
-    def files(): return {name for name in os.listdir("/dev/shm") if name.startswith("worldmodels-")} \
+    def files(): return {name for name in os.listdir("/dev/shm") if name.startswith(f"worldmodels-{os.getpid()}-")} \
         if os.path.isdir("/dev/shm") else set()
     before = files()
     e = envs(seeds=[2, 3])

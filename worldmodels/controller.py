@@ -252,7 +252,7 @@ class EvolveSettings:
     """episodes of such a test"""
     max_steps: int = 1000
     """steps after which an episode is cut"""
-    patience: int = 100
+    patience: int = 0
     """steps without new road after which an episode is stopped and charged for the rest; 0 never stops one"""
     target_return: float = 0.0
     """stop when a test reaches this mean return; 0 never does"""

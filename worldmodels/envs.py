@@ -250,7 +250,7 @@ def shared_file(size: int) -> Path:
     """A file of so many bytes that processes can map: in memory, where the system has a place for that."""
     for folder in ("/dev/shm", None):
         if folder and not os.path.isdir(folder): continue
-        handle, path = tempfile.mkstemp(prefix="worldmodels-", dir=folder)
+        handle, path = tempfile.mkstemp(prefix=f"worldmodels-{os.getpid()}-", dir=folder)
         try:
             if hasattr(os, "posix_fallocate"): os.posix_fallocate(handle, 0, size)  # else a full one kills
             else: os.truncate(handle, size)

@@ -227,7 +227,7 @@ def episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 
         lengths[rows] += envs.taken
         since_reward[rows] = np.where(rewards > 0, 0, since_reward[rows] + repeat)
         alive = ~(terminated | truncated)
-        if patience:
+        if patience and envs.game.stuck_cost:
             stuck = alive & (since_reward[rows] >= patience)
             returns[rows[stuck]] -= envs.game.stuck_cost * (max_steps - t)
             alive &= ~stuck
@@ -255,8 +255,8 @@ def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: in
 
     A row leaves when it ends, after `max_steps` (its last step is then truncated), or, with `patience`, after
     that many steps without a reward above 0: it is then charged the game's `stuck_cost` for every frame that
-    remains. `on_step(rows, frames, actions, rewards, terminated, truncated, next_frames)` hears of every
-    step; actions are those that the game took. Raises ValueError for bad numbers.
+    remains (where there is no such cost, patience is endless). `on_step(rows, frames, actions, rewards,
+    terminated, truncated, next_frames)` hears of every step; actions are those that the game took. Raises ValueError for bad numbers.
     """
     return in_turn(episodes(envs, policy, max_steps, patience, on_step))[0]
 

@@ -153,7 +153,7 @@ def game_flags(parser: ArgumentParser, flags: list[str]) -> list[str]:
     if game is find_game(parser.get_defaults().game): return []  # what the defaults are made for
     says = {key: game.action_dim for key in known if key.endswith(".action_dim")}
     says |= {f"{part}.max_steps": game.max_steps for part in ("collect", "evolve", "evaluate", "dream")}
-    says |= {"controller.squash": game.squash, **({} if game.stuck_cost else {"evolve.patience": 0})}
+    says["controller.squash"] = game.squash
     says |= {f"dream.{key}": value for key, value in game.dream.items()} | dict(game.defaults)
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
             for key, value in says.items() if key in known]
