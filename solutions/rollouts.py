@@ -97,22 +97,27 @@ class Braker(RoadFollower):
         return actions
 
 
-def pictures_apart(narrower: float = fast_car.NARROWER, car: bool = True, steps: int = 200) -> float:
+def pictures_apart(without: str = "", steps: int = 200) -> float:
     """Exercise 8: how far fast pictures of a drive are from the official ones after `prepare`, in grey
-    levels."""
-    before = fast_car.NARROWER, fast_car.CarShapes.draw
-    fast_car.NARROWER = narrower
-    if not car: fast_car.CarShapes.draw = lambda *where: None
+    levels.
+
+    `without` leaves out the lawns, the kerbs or the car.
+    """
+    before = fast_car.draw_car
+    fast_car.FastCarRacing.compared = True  # else a drawing without a car is refused
+    if without == "car": fast_car.draw_car = lambda canvas, palette, known, car, zoom: known
     try:
-        envs = CarRacing(), fast_car.FastCarRacing()
-        fast_car.FastCarRacing.compared = True  # else a drawing without a car is refused
+        official, fast = envs = CarRacing(), fast_car.FastCarRacing()
         for env in envs: env.reset(seed=3)
+        if without == "lawns": fast.colors[1:401] = fast.bg_color
+        kerbs = (fast.colors[401:, 0] == 255)  # white or red
+        if without == "kerbs": fast.quads[401:][kerbs] = 0.0
         apart = []
         for _ in range(steps):
-            official, fast = (prepare([env.step(np.float32([0.02, 0.3, 0]))[0]]).astype(int) for env in envs)
-            apart.append(np.abs(official - fast).mean())
+            a, b = (prepare([env.step(np.float32([0.02, 0.3, 0]))[0]]).astype(int) for env in envs)
+            apart.append(np.abs(a - b).mean())
         return float(np.mean(apart))
-    finally: fast_car.NARROWER, fast_car.CarShapes.draw = before
+    finally: fast_car.draw_car = before
 
 
 def run(s: TrainSettings, folder: Path | str | None = None) -> RolloutStore:

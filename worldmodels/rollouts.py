@@ -256,7 +256,8 @@ def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: in
     A row leaves when it ends, after `max_steps` (its last step is then truncated), or, with `patience`, after
     that many steps without a reward above 0: it is then charged the game's `stuck_cost` for every frame that
     remains (where there is no such cost, patience is endless). `on_step(rows, frames, actions, rewards,
-    terminated, truncated, next_frames)` hears of every step; actions are those that the game took. Raises ValueError for bad numbers.
+    terminated, truncated, next_frames)` hears of every step; actions are those that the game took. Raises
+    ValueError for bad numbers.
     """
     return in_turn(episodes(envs, policy, max_steps, patience, on_step))[0]
 
