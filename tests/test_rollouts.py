@@ -166,14 +166,13 @@ def test_an_action_is_repeated_until_the_episode_is_over(envs):
     assert b.taken[terminated].max() < 50
 
 
-def test_the_two_halves_of_a_step_come_in_their_order(envs):
+def test_an_action_is_repeated_at_least_once(envs):
     e = envs(seeds=[2])
     e.reset()
-    with pytest.raises(ValueError, match="no row is on its way"): e.receive()
-    e.send([[0, 0, 0]], [0])
-    with pytest.raises(ValueError, match="on their way: receive"): e.send([[0, 0, 0]], [0])
-    assert e.receive()[0].shape == (1, 64, 64, 3)
     with pytest.raises(ValueError, match="repeat must be at least 1, got 0"): e.step_rows([[0, 0, 0]], [0], repeat=0)
+    with pytest.raises(ValueError, match="ScriptedEnvs takes each action once"):
+        scripted = ScriptedEnvs([[1, 1]])
+        scripted.reset(), scripted.step_rows(np.zeros((1, 3)), [0], repeat=2)
 
 
 def test_frames_lie_in_shared_memory_and_leave_nothing_behind(envs):

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from .envs import usable_cores
 from .rollouts import TRAINING, VALIDATION, Policy
 from .scoring import drive_groups
 from .tools.bounds import above, at_least, one_of
@@ -266,7 +267,7 @@ class EvolveSettings:
 
 # %% ../nbs/04_controller.ipynb #9bf5d110
 class RealFitness:
-    """Returns of a population in the environment: V and M batched over each half of it."""
+    """Returns of a population in the environment: V and M batched over each core's share."""
 
     def __init__(self, world: WorldModel, settings: ControllerSettings, max_steps: int = 1000,
                  patience: int = 100, backend: str = "fast"):
@@ -277,9 +278,9 @@ class RealFitness:
 
     def __call__(self, params: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
         """Candidates (P, D) on the same seeds (E,): returns (P, E)."""
-        halves = [part for part in np.array_split(params, 2) if len(part)]
         groups = [(WorldModelPolicy(self.world, controllers_for(self.world, self.settings, part)),
-                   [*seeds] * len(part)) for part in halves]
+                   [*seeds] * len(part))
+                  for part in np.array_split(params, min(usable_cores(), len(params)))]
         found = drive_groups(groups, self.backend, self.max_steps, self.world.vision.size, self.world.game,
                              self.patience, progress=False)
         returns, lengths = (np.concatenate(part) for part in zip(*found))
@@ -395,9 +396,9 @@ def bootstrap(returns: np.ndarray, seed: int = 0, resamples: int = 10_000) -> tu
 def score(world: WorldModel, settings: ControllerSettings, params: np.ndarray, seeds: Sequence[int],
           backend: str = "official", max_steps: int = 1000, rows: int = 32) -> np.ndarray:
     """Returns of one controller on `seeds`, in the game of its world: (episodes,)."""
-    half = max(1, rows // 2)
-    groups = [(WorldModelPolicy(world, controllers_for(world, settings, params)), seeds[k:k + half])
-              for k in range(0, len(seeds), half)]
+    share = max(1, min(rows, len(seeds)) // usable_cores())
+    groups = [(WorldModelPolicy(world, controllers_for(world, settings, params)), seeds[k:k + share])
+              for k in range(0, len(seeds), share)]
     found = drive_groups(groups, backend, max_steps, world.vision.size, world.game)
     return np.concatenate([returns for returns, _ in found])
 

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import cloudpickle
@@ -68,7 +67,7 @@ class Envs:
             raise ValueError(f"size is a number of pixels of at least 1, got {size!r}")
         self.game = find_game(game)
         self.seeds, self.size = check_seeds(seeds), size
-        self.over = self.sent = None
+        self.over = None
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = self.game.action_space
 
@@ -79,7 +78,7 @@ class Envs:
         seeds = check_seeds(seeds)
         if len(seeds) != len(self):
             raise ValueError(f"{len(self)} rows need {len(self)} seeds, got {len(seeds)}")
-        self.seeds, self.over, self.sent = seeds, None, None
+        self.seeds, self.over = seeds, None
 
     def reset(self) -> np.ndarray:
         """Start every row's episode, each time on its own track; returns frames (n, size, size, 3) uint8."""
@@ -96,29 +95,14 @@ class Envs:
         wrong shape or that are not finite, for a row that is over or given twice, and before the first
         `reset`.
         """
-        self.send(actions, rows, repeat)
-        return self.receive()
-
-    def send(self, actions: np.ndarray, rows: np.ndarray, repeat: int = 1) -> None:
-        """The first half of `step_rows`: the rows go."""
-        if self.sent is not None: raise ValueError("these rows are on their way: receive() before send()")
         if repeat < 1: raise ValueError(f"repeat must be at least 1, got {repeat}")
         rows = check_rows(rows, self.over)
-        self._send(check_actions(actions, len(rows), self.action_space), rows, repeat)
-        self.sent = rows
-
-    def receive(self) -> tuple[np.ndarray, ...]:
-        """The second half of `step_rows`: wait for them."""
-        if self.sent is None: raise ValueError("no row is on its way: send() before receive()")
-        rows, self.sent = self.sent, None
-        frames, rewards, terminated, truncated, self.taken = self._receive()
+        actions = check_actions(actions, len(rows), self.action_space)
+        frames, rewards, terminated, truncated, self.taken = self._repeat(actions, rows, repeat)
         self.over[rows] = terminated | truncated
         return frames, rewards, terminated, truncated
 
-    def _send(self, actions, rows, repeat): self.waiting = actions, rows, repeat
-
-    def _receive(self):
-        actions, rows, repeat = self.waiting
+    def _repeat(self, actions, rows, repeat):
         if repeat > 1: raise ValueError(f"{type(self).__name__} takes each action once")
         return *self._step(actions, rows), np.ones(len(rows), int)
 
@@ -293,42 +277,31 @@ class WorkerEnvs(Envs):
         else: self._start()
         return np.array(self.frames)
 
-    def _send(self, actions, rows, repeat):
+    def _repeat(self, actions, rows, repeat):
         n = self.count
-        self.places = [np.flatnonzero(rows % n == w) for w in range(n)]  # where in `rows` each worker's stand
-        self.asked = rows
-        self._ask([(rows[mine] // n, actions[mine], repeat) if len(mine) else None for mine in self.places])
-
-    def _receive(self):
-        out = [np.empty(len(self.asked), dtype) for dtype in (np.float32, bool, bool, int)]
-        for mine, said in zip(self.places, self._hear([len(mine) > 0 for mine in self.places])):
+        places = [np.flatnonzero(rows % n == w) for w in range(n)]  # where in `rows` each worker's rows stand
+        answers = self._exchange([(rows[mine] // n, actions[mine], repeat) if len(mine) else None
+                                  for mine in places])
+        out = [np.empty(len(rows), dtype) for dtype in (np.float32, bool, bool, int)]
+        for mine, said in zip(places, answers):
             for whole, part in zip(out, said or ()): whole[mine] = part
-        return self.frames[self.asked], *out
-
-    def _ask(self, messages: list) -> None:
-        with self._whole():
-            for worker, message in zip(self.workers, messages):
-                if message is not None: worker.ask(message)
-
-    def _hear(self, asked: list[bool]) -> list:
-        with self._whole(): return [worker.hear() if a else None for worker, a in zip(self.workers, asked)]
+        return self.frames[rows], *out
 
     def _exchange(self, messages: list) -> list:
-        """Each worker's answer to its message: all are asked before any is heard, so they work together."""
-        self._ask(messages)
-        return self._hear([True] * len(messages))
-
-    @contextmanager
-    def _whole(self):
-        """Even a KeyboardInterrupt would leave answers in the pipes that nobody waits for: then all close."""
-        try: yield
+        """Each worker's answer to its message, None where there is none."""
+        try:
+            for worker, message in zip(self.workers, messages):
+                if message is not None: worker.ask(message)
+            return [None if message is None else worker.hear()
+                    for worker, message in zip(self.workers, messages)]
+        # even a KeyboardInterrupt would leave answers in the pipes that nobody waits for
         except BaseException:
             self.close()
             raise
 
     def close(self):
         for worker in self.workers or (): worker.close()
-        self.workers = self.over = self.sent = self.frames = None
+        self.workers = self.over = self.frames = None
 
 # %% ../nbs/tools/envs.ipynb #2b5fd221
 class LocalEnv(Envs):
@@ -345,11 +318,7 @@ class LocalEnv(Envs):
         return self.rows.envs[0]
 
     def _reset(self): return self.rows.reset(self.seeds)
-
-    def _receive(self):
-        actions, rows, repeat = self.waiting
-        return self.rows.step(rows, actions, repeat)
-
+    def _repeat(self, actions, rows, repeat): return self.rows.step(rows, actions, repeat)
     def close(self): self.rows.close()
 
 # %% ../nbs/tools/envs.ipynb #894ff9da

@@ -89,8 +89,8 @@ class FilmedEnv(LocalEnv):
         self.drawings = [self.game.cut(self.env.render())]
         return frames
 
-    def _receive(self):
-        answer = super()._receive()
+    def _repeat(self, actions, rows, repeat):
+        answer = super()._repeat(actions, rows, repeat)
         self.drawings.append(self.game.cut(self.env.render()))
         return answer
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'VALIDATION', 'HELD_OUT', 'NOISES', 'prepare', 'white_noise', 'brownian', 'held', 'Policy', 'NoisePolicy',
-           'episodes', 'in_turn', 'run_episodes', 'road_offset', 'RoadFollower']
+           'run_episodes', 'road_offset', 'RoadFollower']
 
 # %% ../nbs/00_rollouts.ipynb #c5ce5eed
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -200,9 +200,16 @@ def test_drive(drive: Callable) -> None:
     equal("a row leaves when it is truncated, too", np.asarray(lengths), np.array([3, 6]))
 
 # %% ../nbs/00_rollouts.ipynb #dfaf6f25
-def episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 0,
-             on_step: Callable | None = None) -> Generator:
-    """`run_episodes` as a generator: it yields while the rows are on their way, and returns the same."""
+def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 0,
+                 on_step: Callable | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Drive one episode in every row; returns (returns (n,), lengths (n,)).
+
+    A row leaves when it ends, after `max_steps` (its last step is then truncated), or, with `patience`, after
+    that many steps without a reward above 0: it is then charged the game's `stuck_cost` for every frame that
+    remains (where there is no such cost, patience is endless). `on_step(rows, frames, actions, rewards,
+    terminated, truncated, next_frames)` hears of every step; actions are those that the game took. Raises
+    ValueError for bad numbers.
+    """
     if max_steps < 1 or patience < 0:
         raise ValueError(f"max_steps must be at least 1, patience at least 0 (endless), got {max_steps} and "
                          f"{patience}")
@@ -214,15 +221,13 @@ def episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 
     while len(rows) and t < max_steps:
         looks = t % every == 0  # who listens hears of every frame, whoever looks at it or not
         repeat = 1 if on_step else min(every, max_steps - t)
-        if looks: acting, actions = rows, policy.act(frames, rows)
-        if looks and envs.game.discrete: actions = envs.game.as_taken(actions)  # 1 for the pressed one
-        taken = actions[np.searchsorted(acting, rows)]
-        envs.send(taken, rows, repeat)
-        yield
-        next_frames, rewards, terminated, truncated = envs.receive()
+        if looks: acting, chosen = rows, policy.act(frames, rows)
+        if looks and envs.game.discrete: chosen = envs.game.as_taken(chosen)  # 1 for the pressed one
+        actions = chosen[np.searchsorted(acting, rows)]
+        next_frames, rewards, terminated, truncated = envs.step_rows(actions, rows, repeat)
         t += repeat
         if t == max_steps: truncated = ~terminated
-        if on_step: on_step(rows, frames, taken, rewards, terminated, truncated, next_frames)
+        if on_step: on_step(rows, frames, actions, rewards, terminated, truncated, next_frames)
         returns[rows] += rewards
         lengths[rows] += envs.taken
         since_reward[rows] = np.where(rewards > 0, 0, since_reward[rows] + repeat)
@@ -233,33 +238,6 @@ def episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 
             alive &= ~stuck
         frames, rows = (next_frames, rows) if alive.all() else (next_frames[alive], rows[alive])
     return returns, lengths
-
-def in_turn(*generators: Generator) -> list:
-    """Run generators a piece each, round and round; what they return."""
-    found = [None] * len(generators)
-    living = dict(enumerate(generators))
-    try:
-        while living:
-            for k, generator in [*living.items()]:
-                try: next(generator)
-                except StopIteration as end:
-                    found[k] = end.value
-                    del living[k]
-    finally:
-        for generator in generators: generator.close()  # where one has failed, the others tidy up
-    return found
-
-def run_episodes(envs: Envs, policy: Policy, max_steps: int = 1000, patience: int = 0,
-                 on_step: Callable | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Drive one episode in every row; returns (returns (n,), lengths (n,)).
-
-    A row leaves when it ends, after `max_steps` (its last step is then truncated), or, with `patience`, after
-    that many steps without a reward above 0: it is then charged the game's `stuck_cost` for every frame that
-    remains (where there is no such cost, patience is endless). `on_step(rows, frames, actions, rewards,
-    terminated, truncated, next_frames)` hears of every step; actions are those that the game took. Raises
-    ValueError for bad numbers.
-    """
-    return in_turn(episodes(envs, policy, max_steps, patience, on_step))[0]
 
 # %% ../nbs/00_rollouts.ipynb #e1f9dc88
 def test_road_offset(road_offset: Callable) -> None:

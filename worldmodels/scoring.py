@@ -6,14 +6,16 @@
 __all__ = ['drive_groups', 'score_policy', 'interval', 'summary']
 
 # %% ../nbs/tools/scoring.ipynb #3d5d045c
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from .envs import make_envs, usable_cores
-from .rollouts import Policy, episodes, in_turn
+from .rollouts import Policy, run_episodes
 from .tools.games import GameSpec
 
 # %% ../nbs/tools/scoring.ipynb #84444aaa
@@ -23,35 +25,38 @@ def drive_groups(groups: Sequence[tuple[Policy, Sequence[int]]], backend: str = 
     """One episode of `game` for each seed of each group, driven by the group's policy: returns and lengths
     of each.
 
-    Two groups drive at a time if they have different policies. `patience` as in `run_episodes`; `progress`: a
-    bar.
+    As many groups drive at once as there are cores, if their policies differ. `patience` as in
+    `run_episodes`; `progress`: a bar. Where one fails or is interrupted, all stop.
     """
-    found, todo = [None] * len(groups), iter(enumerate(groups))
-    lanes = min(2, len({id(policy) for policy, _ in groups}))
-    workers = max(1, usable_cores() // lanes)
-    threads = torch.get_num_threads()
+    lanes = min(usable_cores(), len({id(policy) for policy, _ in groups}))
+    threads, made, stopped = torch.get_num_threads(), [], threading.Event()
+    own = threading.local()  # of a lane, which is a thread: its environments stay for its next group
     bar = tqdm(total=sum(len(seeds) for _, seeds in groups), desc=f"{groups[0][0].name} on {backend}",
                unit="episode", disable=not progress)
 
-    def lane():
-        envs = None
-        try:
-            for k, (policy, seeds) in todo:  # both lanes take from the same list
-                if envs is not None and len(envs) == len(seeds): envs.reseed(seeds)
-                else:
-                    if envs is not None: envs.close()
-                    envs = make_envs(game, seeds, size, backend, workers)
-                found[k] = yield from episodes(envs, policy, max_steps, patience)
-                bar.update(len(seeds))
-        finally:
-            if envs is not None: envs.close()
+    def drive(policy: Policy, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        if stopped.is_set(): raise InterruptedError
+        torch.set_num_threads(max(1, threads // 2 // lanes))  # idle ones spin, and take cores from the others
+        envs = getattr(own, "envs", None)
+        if envs is not None and len(envs) == len(seeds): envs.reseed(seeds)
+        else:
+            if envs is not None:
+                made.remove(envs)
+                envs.close()
+            envs = own.envs = make_envs(game, seeds, size, backend, max(1, usable_cores() // lanes))
+            made.append(envs)
+        found = run_episodes(envs, policy, max_steps, patience)
+        bar.update(len(seeds))
+        return found
 
-    torch.set_num_threads(max(1, threads // 2))
-    try: in_turn(*(lane() for _ in range(lanes)))
-    finally:
-        bar.close()
-        torch.set_num_threads(threads)
-    return found
+    with ThreadPoolExecutor(lanes) as pool:
+        try: return [*pool.map(drive, *zip(*groups))]
+        finally:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for envs in made: envs.close()  # whoever still drives then fails, and nobody waits for that
+            bar.close()
+            torch.set_num_threads(threads)
 
 def score_policy(policy: Policy, seeds: Sequence[int], backend: str = "official", max_steps: int = 1000,
                  rows: int = 32, size: int = 64, game: GameSpec | str = "CarRacing",

@@ -58,7 +58,7 @@ def fill_window(canvas, corners, color):
 
 @njit(cache=True)
 def palette_entry(palette, known, color):
-    """The number of a colour (3,) in `palette` (256, 3), whose first `known` are in use, and how many are then."""
+    """The number of a colour (3,) in `palette` (256, 3), of which `known` are in use, and how many then."""
     for k in range(known):
         red, green, blue = palette[k]
         if red == color[0] and green == color[1] and blue == color[2]: return k, known
