@@ -89,8 +89,8 @@ def test_each_round_goes_on_from_the_one_before(whole):
 
 def test_every_checkpoint_drives_a_share(whole):
     store = RolloutStore(whole / "store")
-    assert [len([p for p in store.parts if p.startswith(name)]) > 0 for name in ("random-", "round01-fast", "round01-gymnasium")] == [True] * 3
-    assert sum("controller" in source for source in store.sources) == 6 and sorted(set(store.seeds[-6:] // 1000)) == [21, 61]
+    assert all(any(part.startswith(name) for part in store.parts) for name in ("random-fast", "round01-fast"))
+    assert sum("controller" in source for source in store.sources) == 4 and set(store.seeds[-4:] // 1000) == {21}
 
 
 def test_killed_at_every_stage_it_goes_on_and_ends_with_the_same_bits(whole, tmp_path):

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .controller import EvolveSettings, bootstrap
+from .controller import EvolveSettings
+from .scoring import interval
 from .rollouts import TRAINING, VALIDATION
 from .tools.check import close, equal, shape, that
 from .tools.training import append_line, read_lines, replace_lines
@@ -92,7 +93,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"paired needs returns on the same tracks, got shapes {a.shape} and {b.shape}")
-    low, high = bootstrap(a - b)
+    low, high = interval(a - b)
     return float((a - b).mean()), low, high
 
 # %% ../nbs/07_baselines.ipynb #5347de3b
