@@ -64,7 +64,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) lacks its venv module."; \
 	    echo "On Debian and Ubuntu: sudo apt install python3-venv (python3.12-venv for python3.12)"; exit 1; }
 	@echo "Installing into .venv what constraints.txt names: PyTorch, Gymnasium, VizDoom, Stable-Baselines3, JupyterLab and what they need."
-	@echo "About 0.8 GB to download; on Linux PyTorch brings CUDA too, several GB more, unless TORCH_INDEX is given"
+	@echo "About 0.6 GB to download; on Linux PyTorch brings CUDA too, several GB more, unless TORCH_INDEX is given"
 	@echo "(make TORCH_INDEX=https://download.pytorch.org/whl/cpu $(MAKECMDGOALS))."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --no-deps --index-url $(TORCH_INDEX) $(TORCH))
