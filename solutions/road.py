@@ -1,4 +1,4 @@
-"""Proof that the road drawn fast is the official one: rewards, ends, pictures, V's numbers, returns; how fast.
+"""Proof that the road drawn fast is the official one: rewards, ends, pictures, returns; and how fast it is.
 
 python -m solutions.road --to data/road
 """
