@@ -28,7 +28,7 @@ from worldmodels.tools.encoding import Latents, encode_store
 from .dream_report import Round, initial_states_of, report
 from .measures import select
 from .rollouts import drive_randomly
-from .settings import DreamRunSettings, Sections, command, in_folder
+from .settings import DreamRunSettings, Sections, command, in_folder, refuse_envpool
 from .train import Clock
 from .vae import learn_vision
 
@@ -40,6 +40,7 @@ def claim_dream_run(s: DreamRunSettings) -> Path:
     frames = c.episodes * (c.max_steps + 1)
     frames += i.rounds * i.episodes * (i.max_steps + 1)
     if not (folder / "store").exists(): require_space(folder, estimate_bytes(frames, c.size))
+    if not s.fresh: refuse_envpool(folder, "rounds.json", "controller.safetensors")
     return claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "game_file"))
 
 

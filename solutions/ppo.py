@@ -20,7 +20,7 @@ from worldmodels.tools.store import RolloutStore
 from worldmodels.tools.world import load_tensors, save_tensors
 
 from .evaluate import write_report
-from .settings import EvaluateSettings, Sections, command
+from .settings import EvaluateSettings, Sections, command, refuse_envpool
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ def run(s: PPOCommand) -> PPOPolicy:
         return driver
     scoring = tuple(f"evaluate.{name}" for name in vars(s.evaluate))
     ignored = ("fresh", "run", "render", "drive", "publish", *scoring)
+    if not s.fresh: refuse_envpool(folder, "ppo.safetensors", "report.json")
     claim_run_folder(folder, s, s.fresh, ignore=ignored)
     driver = train_ppo(s.ppo, folder, s.seed)
     if s.drive: record_driving(folder, driver, s)

@@ -13,7 +13,7 @@ from worldmodels.dynamics_settings import MDNRNNSettings
 from worldmodels.ppo import PPOSettings
 from worldmodels.tools.bounds import above, at_least
 from worldmodels.tools.games import GameSpec, find_game
-from worldmodels.tools.settings import claim_run_folder, load
+from worldmodels.tools.settings import claim_run_folder, load, read_config
 from worldmodels.tools.store import RolloutStore, estimate_bytes, require_space
 from worldmodels.tools.training import FitSettings
 from worldmodels.dynamics_settings import TraDESettings, TransformerSettings, ViTWMSettings
@@ -374,16 +374,19 @@ def claim_run(s: TrainSettings, stage: bool = False, joint: bool = True) -> Path
                          "with; --scout.generations 0 trains this stage without one")
     s.spec.require()
     folder = Path(s.run)
-    if not s.fresh: refuse_envpool(folder)
+    if not s.fresh: refuse_envpool(folder, "report.json", "controller.safetensors")
     if not (s.store or s.latents or (folder / "store").exists()): require_space(folder, bytes_to_come(s))
     return claim_run_folder(folder, s, s.fresh, ignore=("fresh", "run", "game_file"))
 
 
-def refuse_envpool(folder: Path) -> None:
-    """A ValueError for a run that began on EnvPool and is not finished: going on would mix two roads."""
+def refuse_envpool(folder: Path, *finished: str) -> None:
+    """A ValueError for a run that began on EnvPool and lacks one of the files `finished`: going on would mix
+    two roads."""
+    if all((folder / name).exists() for name in finished): return
     store = folder / "store"
-    if (folder / "report.json").exists() or not (store / "store.json").exists(): return
-    if any(source.startswith("envpool/") for source in RolloutStore(store).sources):
+    if (store / "store.json").exists(): began = any(s.startswith("envpool/") for s in RolloutStore(store).sources)
+    else: began = "official" in (read_config(folder) or {})  # PPO, which records nothing of what it learns from
+    if began:
         raise ValueError(f"{folder} was begun on EnvPool, which draws otherwise and is used no more: going "
                          "on would mix the two. --fresh starts it anew; python -m solutions.evaluate --run "
                          f"{folder} scores the controller that it has")

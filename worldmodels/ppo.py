@@ -389,7 +389,7 @@ class _PPOCallback:
     def _on_rollout_start(self):
         if self.since is None: self.since = time.time()
         else: self.checkpoint()  # not before anything has been learnt
-        torch.set_num_threads(max(1, self.threads // 2))  # as in score_policy
+        torch.set_num_threads(max(1, self.threads // 2))  # as in drive_groups
 
     def _on_rollout_end(self): torch.set_num_threads(self.threads)
     def _on_step(self): return not self.good_enough

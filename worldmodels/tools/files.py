@@ -40,7 +40,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 def remove_orphans(folder: Path) -> None:
     """Delete the `.tmp` files in `folder` that no living process is writing."""
-    for tmp in {folder / path.name.removesuffix(".lock") for path in folder.glob("*.tmp*")}:
+    for tmp in {path.with_name(path.name.removesuffix(".lock"))
+                for pattern in ("*.tmp", "*.tmp.lock") for path in folder.glob(pattern)}:
         lock = FileLock(f"{tmp}.lock", timeout=0)
         try:
             with lock: tmp.unlink(missing_ok=True)
