@@ -384,8 +384,10 @@ def refuse_envpool(folder: Path, *finished: str) -> None:
     two roads."""
     if all((folder / name).exists() for name in finished): return
     store = folder / "store"
-    if (store / "store.json").exists(): began = any(s.startswith("envpool/") for s in RolloutStore(store).sources)
-    else: began = "official" in (read_config(folder) or {})  # PPO, which records nothing of what it learns from
+    if (store / "store.json").exists():
+        began = any(source.startswith("envpool/") for source in RolloutStore(store).sources)
+    else:  # PPO records nothing of what it learns from
+        began = "official" in (read_config(folder) or {})
     if began:
         raise ValueError(f"{folder} was begun on EnvPool, which draws otherwise and is used no more: going "
                          "on would mix the two. --fresh starts it anew; python -m solutions.evaluate --run "
