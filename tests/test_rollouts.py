@@ -286,6 +286,25 @@ def test_rows_leave_one_by_one():
     assert returns.tolist() == [7, 50, 100] and lengths.tolist() == [3, 5, 1]
 
 
+class Glancing(Policy):
+    """Looks at every third frame, and steers by what it sees then."""
+
+    looks_every = 3
+
+    def act(self, frames, rows): return np.stack([frames.mean((1, 2, 3)) % 1 - 0.5, 0.4 + 0 * rows, 0 * rows], 1)
+
+
+def test_who_looks_seldom_drives_the_same_whether_anybody_listens_or_not(envs):
+    heard = []
+    listened = run_episodes(envs(seeds=[2, 5, 9]), Glancing(), 80, on_step=lambda *step: heard.append(step))
+    alone = run_episodes(envs(seeds=[2, 5, 9]), Glancing(), 80)
+    np.testing.assert_allclose(listened[0], alone[0], rtol=1e-5)
+    assert alone[1].tolist() == listened[1].tolist() == [80] * 3 and len(heard) == 80
+    actions = np.stack([step[2] for step in heard])
+    assert (actions[0:78:3] == actions[1:79:3]).all() and (actions[0:78:3] == actions[2:80:3]).all()
+    assert (actions[3:] != actions[:-3]).any(), "it looks again after three frames"
+
+
 def test_patience_charges_the_frames_that_are_not_driven():
     stuck, lucky = [5] + [-0.1] * 99, [-0.1, -0.1, 5] + [-0.1] * 97
     whole, lengths = run_episodes(ScriptedEnvs([stuck, lucky]), LabelPolicy(), 100)
